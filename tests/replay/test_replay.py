@@ -1,0 +1,100 @@
+"""Recorded conversations of stock clients, replayed against our server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from replayer import Capture, ReplayError, Report, load, replay, row_errors
+from support.servers import RunningServer
+
+CAPTURES = Path(__file__).parent / "captures"
+
+# Stock servers of one protocol but other instruction sets differ by up to 1.1e-4 on these captures.
+TOLERANCE = 5e-4
+
+# Captures that need a server started otherwise have their own tests below.
+SPECIAL = {"two-devices", "bigvocab-cold", "bigvocab-warm"}
+PLAIN = sorted(p for p in CAPTURES.glob("*/*.json") if p.stem not in SPECIAL)
+PROTOCOLS = sorted(p.name for p in CAPTURES.iterdir())
+
+StartServer = Callable[..., AbstractContextManager[RunningServer]]
+
+
+def check(report: Report, record_report: Callable[[Report], None]) -> None:
+    """Record the figures of a replay and hold them against the tolerance."""
+    record_report(report)
+    assert report.reads, "the capture reads nothing"
+    bad = [f"{r.tensor}: {r.nmse:.2e}" for r in report.reads if not r.nmse <= TOLERANCE]
+    assert not bad, f"{report.name}: rows differ by more than {TOLERANCE}: {', '.join(bad[:5])}"
+
+
+def capture_id(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=capture_id)
+def test_capture(path: Path, start_server: StartServer, record_report: Callable[[Report], None]) -> None:
+    capture = load(path)
+    with start_server(proto=capture.dialect.name) as server:
+        check(replay(server.endpoint, capture), record_report)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_two_devices(protocol: str, start_server: StartServer, record_report: Callable[[Report], None]) -> None:
+    capture = load(CAPTURES / protocol / "two-devices.json")
+    with start_server(proto=protocol, devices="CPU,CPU") as server:
+        check(replay(server.endpoint, capture), record_report)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_cache_cold_then_warm(
+    protocol: str,
+    tmp_path: Path,
+    start_server: StartServer,
+    record_report: Callable[[Report], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first server writes the large tensor to the cache folder, the next one is asked for its hash alone."""
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
+    for name in ("bigvocab-cold", "bigvocab-warm"):
+        with start_server(proto=protocol, cache=True) as server:
+            check(replay(server.endpoint, load(CAPTURES / protocol / f"{name}.json")), record_report)
+        files = [p for p in tmp_path.rglob("*") if p.is_file()]
+        assert [(p.relative_to(tmp_path).as_posix(), p.stat().st_size) for p in files] == [
+            ("rpc/29f9f739ef16cefd", 12288000)
+        ]
+
+
+def test_changed_weights_show(start_server: StartServer) -> None:
+    """Control: the comparison notices when the server computes with other weights."""
+    capture = load(CAPTURES / "8.0.0" / "llama-fa0.json")
+    stream = bytearray(capture.c2s)
+    header = capture.dialect.record.size + 9
+    sets = [m for c in capture.connections for m in c if m.from_client and m.command.name == "SET_TENSOR"]
+    largest = max(sets, key=lambda m: m.length)
+    first = largest.offset + 9 + header
+    for i in range(first, largest.offset + largest.length, 97):
+        stream[i] ^= 0x10
+    changed = Capture(capture.name, capture.dialect, bytes(stream), capture.s2c, capture.connections)
+    with start_server(proto="8.0.0") as server:
+        assert not replay(server.endpoint, changed).worst <= TOLERANCE
+
+
+def test_wrong_version_shows(start_server: StartServer) -> None:
+    """Control: a server that announces another protocol is noticed."""
+    with start_server(proto="7.0.0") as server, pytest.raises(ReplayError, match="version"):
+        replay(server.endpoint, load(CAPTURES / "8.0.0" / "api.json"))
+
+
+def test_row_errors() -> None:
+    import numpy as np
+
+    inf, nan = float("inf"), float("nan")
+    recorded = np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [-inf, 1.0], [-inf, 1.0], [nan, 1.0]])
+    ours = np.array([[1.0, 2.1], [0.0, 0.0], [0.0, 1e-9], [-inf, 1.0], [0.0, 1.0], [nan, 1.0]])
+    error = row_errors(ours, recorded)
+    assert error[0] == pytest.approx(0.01 / 5)
+    assert list(error[1:]) == [0.0, inf, 0.0, inf, 0.0]
