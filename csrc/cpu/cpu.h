@@ -1,0 +1,22 @@
+// The CPU device: made and destroyed by its owner, used through core/device.h.
+#pragma once
+
+#include <cstdint>
+
+#include "core/device.h"
+
+namespace ggr {
+
+struct CpuShared;  // threads and memory count that several CPU devices share
+
+// Names of the instruction-set levels that this build holds and this machine can run, best first; returns how many.
+int cpu_levels(const char** names, int capacity);
+
+// `level`: one of cpu_levels(), or nullptr for the best. nullptr on failure.
+CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, Error*);
+const char* cpu_level(const CpuShared*);
+void cpu_close(CpuShared*);
+Device* cpu_device(CpuShared*, const char* name);
+void cpu_free_device(Device*);
+
+}  // namespace ggr

@@ -1,0 +1,12 @@
+// The instruction-set levels of this build and their kernels.
+#pragma once
+
+#include "cpu/plan.h"
+
+namespace ggr {
+
+int level_names(const char** names, int capacity);
+// nullptr: not built, or this machine lacks it. name == nullptr: the best.
+const OpTable* level_table(const char* name);
+
+}  // namespace ggr

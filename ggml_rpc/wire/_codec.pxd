@@ -1,0 +1,8 @@
+from ggml_rpc.native cimport DialectTable
+
+
+cdef class Codec:
+    cdef DialectTable table
+    cdef readonly object dialect
+    cdef _record(self, record)
+    cdef _commands(self, dialect)
