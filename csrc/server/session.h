@@ -1,0 +1,165 @@
+// One connection's state machine. The hot commands are served here, without the GIL; the rest is handed to the owner as
+// an event.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "core/device.h"
+#include "core/status.h"
+#include "graph/graph.h"
+#include "net/stream.h"
+#include "wire/dialect.h"
+#include "wire/records.h"
+
+namespace ggr {
+
+struct SessionConfig {
+    const DialectTable* dialect;
+    std::vector<Device*> devices;
+    uint64_t max_buffers;
+    uint64_t max_stored_graph_bytes;
+    int64_t hello_deadline_ns;
+    bool cache;                              // tell the owner of tensors to keep
+    void (*trace)(void*, const char* line);  // nullptr, or called with a line for each command
+    void* trace_context;
+};
+
+// What serve() comes back for.
+enum class Event : int32_t {
+    failed = 0,         // *err says why (Code::closed: the peer left in good order); the session is over
+    hello = 1,          // answer with reply()
+    alloc_buffer = 2,   // answer with reply(), after allocate()
+    free_buffer = 3,    // call release(); answer with done()
+    device_memory = 4,  // answer with reply()
+    tensor_hash = 5,    // answer with reply(), after load() on a hit
+    store_tensor = 6,   // `region` was just received and is to be kept in the cache; no answer
+    comm = 7,           // answer with done() or reply() as the command demands
+    none = 8,           // (never returned)
+};
+
+struct SessionStats {
+    uint64_t commands;
+    uint64_t graphs;
+    uint64_t recomputes;
+    uint64_t received;
+    uint64_t sent;
+};
+
+class Session {
+  public:
+    Session(Transport transport, SessionConfig config);
+    ~Session();  // cancels what runs and frees all buffers
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+    Event serve(Error* err);
+
+    // ---- of the event that serve() returned ----
+    int32_t command() const { return command_; }
+    const std::vector<uint8_t>& payload() const { return payload_; }
+    uint32_t device_index() const { return device_index_; }
+    uint64_t argument() const { return argument_; }  // size, handle or hash
+    uint64_t region_bytes() const { return region_.length; }
+
+    bool reply(const void* data, uint64_t size, Error* err);
+    // Send the answer of a command that carries no data, if the dialect has one.
+    bool done(Error* err);
+
+    // Reserve a buffer named by `handle` (not 0, not in use). False with Code::memory when it cannot be had.
+    bool allocate(uint32_t device, uint64_t size, uint64_t handle, uint64_t* granted, Error* err);
+    bool release(uint64_t handle, Error* err);
+    // tensor_hash: fill the region from an open file of `size` bytes; *matches tells whether its hash was the one asked
+    // for.
+    bool load(int fd, uint64_t size, bool* matches, Error* err);
+    // store_tensor: hash the region, and write it to an open file.
+    bool hash_region(uint64_t* hash, Error* err);
+    bool store(int fd, Error* err);
+
+    uint64_t held_bytes() const { return held_bytes_; }
+    SessionStats stats() const;
+
+  private:
+    struct Region {
+        Buffer* buffer;
+        uint64_t offset, length;
+    };
+    struct Stored {
+        Plan* plan = nullptr;
+        std::vector<Buffer*> buffers;  // that the graph names
+        uint64_t last_run = 0;
+        uint64_t bytes = 0;
+    };
+    struct Line {  // of work on one device
+        Queue* queue = nullptr;
+        uint64_t submitted = 0;
+        std::unordered_map<uint64_t, Stored> by_uid;
+        Stored last;  // the last graph (dialects without uid), or the one of uid 0
+    };
+    struct Target {  // a tensor of a request, resolved
+        WireTensor wire;
+        Tensor tensor;
+        Buffer* buffer;
+        uint64_t start;   // offset of the tensor in its buffer
+        uint64_t extent;  // its bytes
+    };
+
+    bool header(Error* err);
+    bool read_payload(uint64_t size, Error* err);
+    Event dispatch(Error* err);
+    bool serve_hot(Error* err);
+
+    bool device_argument(Error* err);
+    Buffer* find(uint64_t handle) const;
+    bool known(uint64_t handle, Buffer** buffer, Error* err) const;
+    bool target(const uint8_t* record, Target* out, Error* err) const;
+    bool range(const Target& t, uint64_t offset, uint64_t length, Error* err) const;
+
+    bool set_tensor(Error* err);
+    bool set_tensor_2d(Error* err);
+    bool get_tensor(Error* err);
+    bool get_tensor_2d(Error* err);
+    bool memset_tensor(Error* err);
+    bool copy_tensor(Error* err);
+    bool clear_buffer(Error* err);
+    bool init_tensor(Error* err);
+    bool alloc_size(Error* err);
+    bool graph_compute(Error* err);
+    bool graph_recompute(Error* err);
+    bool start_hash(Error* err);
+
+    bool receive_into(const Region& r, Error* err);
+    bool header_2d(const uint8_t* payload, Target* t, uint64_t* size, uint64_t* copies, uint64_t* stride,
+                   uint64_t* offset, Error* err) const;
+
+    uint32_t index_of(const Device* device) const;
+    Line* line(uint32_t device, Error* err);
+    bool submit(uint32_t device, Stored* stored, Error* err);
+    bool finish(uint32_t device, uint64_t number, Error* err);
+    bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
+    void drop(uint32_t device, Stored* stored);
+    void drop_all(uint32_t device);
+    void trace(const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+    Stream stream_;
+    const SessionConfig config_;
+    const DialectTable& dialect_;
+    bool greeted_ = false;
+    int32_t command_ = -1;
+    uint64_t length_ = 0;
+    std::vector<uint8_t> payload_;
+    uint32_t device_index_ = 0;
+    uint64_t argument_ = 0;
+    Region region_ = {};
+    bool keep_region_ = false;
+    std::unordered_map<uint64_t, std::unique_ptr<Buffer>> buffers_;
+    std::vector<Line> lines_;
+    uint64_t next_base_;
+    uint64_t held_bytes_ = 0;
+    uint64_t stored_bytes_ = 0;
+    SessionStats stats_ = {};
+};
+
+}  // namespace ggr

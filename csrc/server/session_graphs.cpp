@@ -1,0 +1,159 @@
+// Graphs of a session: compiled once, run in order on the device's queue, kept for GRAPH_RECOMPUTE.
+#include <algorithm>
+#include <cinttypes>
+
+#include "server/session.h"
+
+namespace ggr {
+
+namespace {
+
+// Runs a session may have waiting on one device; a client that sends more is held back.
+constexpr uint64_t MAX_WAITING = 64;
+// How often a wait looks whether the client is still there.
+constexpr int64_t WAIT_SLICE_NS = 50'000'000;
+
+Buffer* find_buffer(void* context, uint64_t handle) {
+    const auto& buffers = *static_cast<const std::unordered_map<uint64_t, std::unique_ptr<Buffer>>*>(context);
+    const auto at = buffers.find(handle);
+    return at == buffers.end() ? nullptr : at->second.get();
+}
+
+}  // namespace
+
+uint32_t Session::index_of(const Device* device) const {
+    const auto at = std::find(config_.devices.begin(), config_.devices.end(), device);
+    return static_cast<uint32_t>(at - config_.devices.begin());
+}
+
+Session::Line* Session::line(uint32_t device, Error* err) {
+    Line& l = lines_[device];
+    if (l.queue == nullptr) l.queue = config_.devices[device]->ops->open_queue(config_.devices[device], err);
+    return l.queue == nullptr ? nullptr : &l;
+}
+
+// Wait for a run; when the client leaves meanwhile, the run is cancelled.
+bool Session::finish(uint32_t device, uint64_t number, Error* err) {
+    Device* d = config_.devices[device];
+    Queue* queue = lines_[device].queue;
+    if (queue == nullptr || number == 0) return true;
+    for (;;) {
+        const WaitResult result = d->ops->wait(d, queue, number, WAIT_SLICE_NS, err);
+        if (result == WaitResult::done) return true;
+        if (result == WaitResult::failed) return false;
+        if (stream_.gone()) d->ops->cancel(d, queue);
+    }
+}
+
+bool Session::settle(const Buffer& buffer, Error* err) { return finish(index_of(buffer.device), buffer.last_use, err); }
+
+// The plan must not be running: its buffers are settled or its queue is closed.
+void Session::drop(uint32_t device, Stored* stored) {
+    if (stored->plan == nullptr) return;
+    config_.devices[device]->ops->free_plan(config_.devices[device], stored->plan);
+    stored_bytes_ -= stored->bytes;
+    *stored = Stored();
+}
+
+void Session::drop_all(uint32_t device) {
+    for (auto& entry : lines_[device].by_uid) drop(device, &entry.second);
+    lines_[device].by_uid.clear();
+    drop(device, &lines_[device].last);
+}
+
+bool Session::submit(uint32_t device, Stored* stored, Error* err) {
+    Device* d = config_.devices[device];
+    Line& l = lines_[device];
+    if (l.submitted >= MAX_WAITING && !finish(device, l.submitted - MAX_WAITING + 1, err)) return false;
+    const uint64_t number = d->ops->submit(d, l.queue, stored->plan, err);
+    if (number == 0) return false;
+    l.submitted = number;
+    stored->last_run = number;
+    for (Buffer* buffer : stored->buffers) buffer->last_use = number;
+    return true;
+}
+
+bool Session::graph_compute(Error* err) {
+    const uint64_t limit = static_cast<uint64_t>(MAX_GRAPH_NODES) * 8 +
+                           static_cast<uint64_t>(MAX_GRAPH_TENSORS) * static_cast<uint64_t>(dialect_.tensor.bytes) + 64;
+    if (length_ > limit)
+        return err->fail(Code::protocol, "GRAPH_COMPUTE: a payload of %" PRIu64 " bytes, the limit is %" PRIu64,
+                         length_, limit);
+    if (!read_payload(length_, err)) return false;
+    Graph* graph = parse_graph(dialect_, payload_.data(), length_, {find_buffer, &buffers_}, config_.devices.data(),
+                               static_cast<uint32_t>(config_.devices.size()), err);
+    if (graph == nullptr) return false;
+    const uint32_t device = graph->device;
+    const uint64_t uid = graph->uid;
+    trace("GRAPH_COMPUTE: device %u, uid %" PRIu64 ", %u nodes to run, %u tensors", device, uid, graph->n_nodes,
+          graph->n_tensors);
+    Stored stored;
+    for (uint32_t i = 0; i < graph->n_tensors; ++i) {
+        Buffer* buffer = graph->tensors[i].buffer;
+        if (buffer != nullptr &&
+            std::find(stored.buffers.begin(), stored.buffers.end(), buffer) == stored.buffers.end())
+            stored.buffers.push_back(buffer);
+    }
+    Device* d = config_.devices[device];
+    stored.plan = d->ops->compile(d, graph, err);
+    if (stored.plan == nullptr) return false;
+    stored.bytes = d->ops->plan_bytes(stored.plan);
+    stored_bytes_ += stored.bytes;
+    Line* l = line(device, err);
+    Stored* kept = nullptr;
+    if (l != nullptr) {
+        // Runs of what is about to be dropped must be over.
+        if (dialect_.graph_cache_max == 0 || uid == 0) {
+            if (finish(device, l->last.last_run, err)) {
+                drop(device, &l->last);
+                kept = &l->last;
+            }
+        } else if (l->by_uid.size() >= static_cast<size_t>(dialect_.graph_cache_max)) {
+            if (finish(device, l->submitted, err)) {
+                for (auto& entry : l->by_uid) drop(device, &entry.second);
+                l->by_uid.clear();
+                kept = &l->by_uid[uid];
+            }
+        } else {
+            Stored* slot = &l->by_uid[uid];
+            if (finish(device, slot->last_run, err)) {
+                drop(device, slot);
+                kept = slot;
+            }
+        }
+    }
+    if (kept == nullptr) {
+        drop(device, &stored);
+        return false;
+    }
+    *kept = std::move(stored);
+    if (stored_bytes_ > config_.max_stored_graph_bytes)
+        return err->fail(Code::session,
+                         "GRAPH_COMPUTE: the session's stored graphs take %" PRIu64 " bytes, the limit is %" PRIu64,
+                         stored_bytes_, config_.max_stored_graph_bytes);
+    ++stats_.graphs;
+    return submit(device, kept, err);
+}
+
+bool Session::graph_recompute(Error* err) {
+    const uint8_t* p = payload_.data();
+    const uint32_t device = dialect_.recompute_device >= 0 ? load_u32(p + dialect_.recompute_device) : 0;
+    const uint64_t uid = dialect_.recompute_uid >= 0 ? load_u64(p + dialect_.recompute_uid) : 0;
+    if (device >= config_.devices.size())
+        return err->fail(Code::session, "GRAPH_RECOMPUTE: device %u of %zu", device, config_.devices.size());
+    trace("GRAPH_RECOMPUTE: device %u, uid %" PRIu64, device, uid);
+    Line& l = lines_[device];
+    Stored* stored = nullptr;
+    if (dialect_.graph_cache_max == 0) {
+        stored = &l.last;
+    } else {
+        const auto at = l.by_uid.find(uid);
+        if (at != l.by_uid.end()) stored = &at->second;
+    }
+    if (stored == nullptr || stored->plan == nullptr)
+        return err->fail(Code::session, "GRAPH_RECOMPUTE: device %u holds no graph with uid %" PRIu64, device, uid);
+    ++stats_.recomputes;
+    return submit(device, stored, err);
+}
+
+}  // namespace ggr

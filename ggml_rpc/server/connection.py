@@ -1,0 +1,121 @@
+"""One client's session: the decisions that its native half hands up."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import struct
+from collections.abc import Sequence
+
+from ggml_rpc.devices import NativeDevice
+from ggml_rpc.errors import ConnectionLost, OutOfMemory, ProtocolError, RpcError
+from ggml_rpc.spec.commands import Command
+from ggml_rpc.spec.dialects import Dialect
+from ggml_rpc.wire._codec import Codec
+
+from ._session import Event, Session
+from .cache import TensorCache
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """Serve one client until it leaves.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected and configured; closed at the end.
+    peer : str
+        The client's address for log lines.
+    codec : Codec
+        The dialect to speak.
+    devices : sequence of NativeDevice
+        What the client sees.
+    cache : TensorCache, optional
+        Where tensors are kept.
+    trace : bool
+        Log a line for each command.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        codec: Codec,
+        devices: Sequence[NativeDevice],
+        cache: TensorCache | None = None,
+        *,
+        trace: bool = False,
+    ) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.cache = cache
+        self.dialect: Dialect = codec.dialect
+        self.session = Session(
+            sock.fileno(), codec, devices, cache=cache is not None, trace=self._trace if trace else None
+        )
+
+    def _trace(self, line: str) -> None:
+        log.info("client %s: %s", self.peer, line)
+
+    def stop(self) -> None:
+        """End the session from another thread: what it waits for fails at once."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            log.debug("client %s had left already", self.peer)
+
+    def run(self) -> None:
+        """Serve until the client leaves or breaks a rule; then free all it held."""
+        try:
+            while True:
+                self._handle(self.session.serve())
+        except ConnectionLost as e:
+            log.debug("client %s left: %s", self.peer, e)
+        except RpcError as e:
+            log.warning("client %s: connection closed: %s: %s", self.peer, type(e).__name__, e)
+        finally:
+            self.session.close()
+            self.sock.close()
+
+    def _handle(self, event: Event) -> None:
+        session = self.session
+        if event is Event.HELLO:
+            version = bytes(self.dialect.announce)
+            session.reply(version.ljust(self.dialect.hello_reply, b"\0"))
+        elif event is Event.ALLOC_BUFFER:
+            self._allocate()
+        elif event is Event.FREE_BUFFER:
+            session.release()
+            session.done()
+        elif event is Event.DEVICE_MEMORY:
+            session.reply(struct.pack("<QQ", *session.device.memory()))
+        elif event is Event.TENSOR_HASH:
+            hit = self.cache is not None and self.cache.load(session)
+            session.reply(bytes([hit]))
+        elif event is Event.STORE_TENSOR:
+            assert self.cache is not None
+            self.cache.store(session)
+        elif event is Event.COMM:
+            self._comm()
+
+    def _allocate(self) -> None:
+        handle = secrets.randbits(64) | 1
+        try:
+            granted = self.session.allocate(handle)
+        except OutOfMemory as e:
+            log.warning("client %s: %s", self.peer, e)
+            handle = granted = 0
+        self.session.reply(struct.pack("<QQ", handle, granted))
+
+    def _comm(self) -> None:
+        # Servers that talk to each other at a client's wish: declined; the client then adds up the tensors itself.
+        command = self.session.command
+        if command is Command.COMM_INIT:
+            self.session.reply(b"\0")
+        elif command is Command.COMM_ALLREDUCE:
+            raise ProtocolError("COMM_ALLREDUCE: there is no communicator")
+        else:
+            self.session.done()

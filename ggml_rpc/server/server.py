@@ -1,0 +1,280 @@
+"""The server: listeners, connections, shutdown."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ggml_rpc import devices as local
+from ggml_rpc.devices import NativeDevice
+from ggml_rpc.spec import dialects, limits
+from ggml_rpc.spec.dialects import Dialect
+from ggml_rpc.transport import tcp
+from ggml_rpc.wire._codec import Codec
+
+from .cache import TensorCache
+from .connection import Connection
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+# After a failed accept (no file descriptors left, say) the listener rests instead of spinning.
+ACCEPT_PAUSE_SECONDS = 0.1
+# How long close() waits for a session's thread: a cancelled graph ends at the next chunk of work.
+JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A dialect to speak and the port to speak it on.
+
+    Parameters
+    ----------
+    dialect : Dialect
+        What is announced and understood.
+    port : int, optional
+        Its own port; None for the server's.
+    """
+
+    dialect: Dialect
+    port: int | None = None
+
+
+def parse_protocols(text: str) -> list[Protocol]:
+    """Parse `8.0` or a list such as `8.0,7.0@50053`.
+
+    Raises
+    ------
+    ValueError
+        If a protocol is not known, a port is not a number, or two of them would share a port.
+    """
+    out: list[Protocol] = []
+    for part in text.split(","):
+        name, at, port = part.strip().partition("@")
+        try:
+            dialect = dialects.find(name)
+        except KeyError as e:
+            raise ValueError(e.args[0]) from None
+        if at and not (port.isdecimal() and int(port) < 1 << 16):
+            raise ValueError(f"protocol {part.strip()!r}: {port!r} is no port")
+        out.append(Protocol(dialect, int(port) if at else None))
+    ports = [p.port for p in out if p.port != 0]
+    if len(set(ports)) != len(ports):
+        raise ValueError(f"protocols {text!r}: each needs a port of its own, as in 8.0,7.0@50053")
+    return out
+
+
+@dataclass
+class _Listener:
+    sock: socket.socket
+    codec: Codec
+    endpoint: str
+
+
+class Server:
+    """Serve devices of this machine to clients of llama.cpp's RPC backend.
+
+    Parameters
+    ----------
+    devices : str or sequence, optional
+        Names split at `,` or `/`, a sequence of names, or devices that are open already. By default the accelerators if
+        there are any, else the CPU.
+    host : str
+        Address or name to listen on, IPv4 or IPv6.
+    port : int
+        0 picks a free one; `endpoint` tells which.
+    threads : int, optional
+        Threads of the CPU device for all sessions together; by default half the cores.
+    protocols : str or sequence of Protocol
+        `8.0`, `7.0`, or several with ports: `8.0,7.0@50053`.
+    cache_dir : Path, optional
+        Keep large tensors here by their hash. All clients must trust each other then.
+    graph_timeout : float
+        Seconds after which a graph's run is cancelled; 0 means never.
+    trace : bool
+        Log a line for each command.
+
+    Raises
+    ------
+    DeviceError
+        If a device is not known or cannot be opened.
+    OSError
+        If an address cannot be listened on or the cache folder cannot be used.
+    ValueError
+        If a protocol is not known.
+
+    Examples
+    --------
+    >>> with Server(devices="CPU", port=0) as server:
+    ...     print(server.endpoint)  # doctest: +SKIP
+    127.0.0.1:40123
+    """
+
+    def __init__(
+        self,
+        devices: str | Sequence[str] | Sequence[NativeDevice] | None = None,
+        host: str = DEFAULT_HOST,
+        port: int = limits.DEFAULT_PORT,
+        *,
+        threads: int | None = None,
+        protocols: str | Sequence[Protocol] = "8.0",
+        cache_dir: Path | None = None,
+        graph_timeout: float = 0.0,
+        trace: bool = False,
+    ) -> None:
+        self.host = host
+        self.devices = _open(devices, threads, graph_timeout)
+        self.protocols = parse_protocols(protocols) if isinstance(protocols, str) else list(protocols)
+        self.cache = TensorCache(cache_dir) if cache_dir is not None else None
+        self._port = port
+        self._trace = trace
+        self._listeners: list[_Listener] = []
+        self._connections: dict[Connection, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._wake: tuple[socket.socket, socket.socket] | None = None
+        self._acceptor: threading.Thread | None = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def endpoints(self) -> list[str]:
+        """`host:port` of each protocol, in the order given; known once the server is started."""
+        return [listener.endpoint for listener in self._listeners]
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port` of the first protocol."""
+        return self.endpoints[0]
+
+    @property
+    def n_connections(self) -> int:
+        """Clients connected now."""
+        with self._lock:
+            return len(self._connections)
+
+    def start(self) -> None:
+        """Listen and serve in threads of their own, until `close`."""
+        if self._acceptor is not None:
+            raise RuntimeError("the server is started already")
+        try:
+            for protocol in self.protocols:
+                port = self._port if protocol.port is None else protocol.port
+                sock = tcp.listen(self.host, port)
+                endpoint = tcp.format_endpoint(self.host, sock.getsockname()[1])
+                self._listeners.append(_Listener(sock, Codec(protocol.dialect), endpoint))
+        except OSError:
+            self._close_listeners()
+            raise
+        self._wake = socket.socketpair()
+        self._acceptor = threading.Thread(target=self._accept_loop, name="ggml-rpc accept", daemon=True)
+        self._acceptor.start()
+
+    def serve_forever(self) -> None:
+        """Block until `close` is called from another thread or a signal handler."""
+        if self._acceptor is None:
+            self.start()
+        # A wait with a limit lets signal handlers run.
+        while not self._stopping.wait(3600):
+            pass
+
+    def close(self) -> None:
+        """Stop listening, end all sessions, cancel what runs and free what clients held. Safe to call twice."""
+        self._stopping.set()
+        if self._wake is not None:
+            self._wake[1].send(b"x")
+        if self._acceptor is not None:
+            self._acceptor.join()
+        with self._lock:
+            open_connections = dict(self._connections)
+        for connection in open_connections:
+            connection.stop()
+        until = time.monotonic() + JOIN_SECONDS
+        for thread in open_connections.values():
+            thread.join(max(0.0, until - time.monotonic()))
+        self._close_listeners()
+        if self._wake is not None:
+            for end in self._wake:
+                end.close()
+            self._wake = None
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.sock.close()
+
+    def _accept_loop(self) -> None:
+        assert self._wake is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake[0], selectors.EVENT_READ, None)
+            for listener in self._listeners:
+                listener.sock.setblocking(False)
+                selector.register(listener.sock, selectors.EVENT_READ, listener)
+            while not self._stopping.is_set():
+                for key, _ in selector.select():
+                    if key.data is not None:
+                        self._accept(key.data)
+
+    def _accept(self, listener: _Listener) -> None:
+        try:
+            sock, address = listener.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as e:
+            log.error("accept on %s failed: %s", listener.endpoint, e.strerror)
+            time.sleep(ACCEPT_PAUSE_SECONDS)
+            return
+        peer = tcp.format_endpoint(address[0], address[1])
+        if self.n_connections >= limits.MAX_CONNECTIONS:
+            log.warning("client %s refused: %d clients are connected already", peer, limits.MAX_CONNECTIONS)
+            sock.close()
+            return
+        try:
+            tcp.configure(sock, limits.STALL_SECONDS)
+        except OSError as e:  # the peer reset the connection already
+            log.debug("client %s left: %s", peer, e.strerror)
+            sock.close()
+            return
+        connection = Connection(sock, peer, listener.codec, self.devices, self.cache, trace=self._trace)
+        thread = threading.Thread(target=self._serve, args=(connection,), name=f"ggml-rpc {peer}", daemon=True)
+        with self._lock:
+            self._connections[connection] = thread
+        thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        log.debug("client %s connected", connection.peer)
+        try:
+            connection.run()
+        finally:
+            with self._lock:
+                del self._connections[connection]
+
+
+def _open(
+    devices: str | Sequence[str] | Sequence[NativeDevice] | None, threads: int | None, graph_timeout: float
+) -> list[NativeDevice]:
+    if devices is None:
+        names = local.default_names()
+    elif isinstance(devices, str):
+        names = local.split_names(devices)
+    else:
+        opened = [d for d in devices if isinstance(d, NativeDevice)]
+        if opened:
+            if len(opened) != len(devices):
+                raise TypeError("devices must be all names or all open devices")
+            return opened
+        names = [str(d) for d in devices]
+    return local.open_devices(names, threads=threads, graph_timeout=graph_timeout)

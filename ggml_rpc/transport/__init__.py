@@ -1,0 +1,1 @@
+"""Byte streams. Nothing here knows what the bytes mean."""
