@@ -43,7 +43,7 @@ def load_spec() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
     package = ModuleType("ggml_rpc")
     package.__path__ = [str(ROOT / "ggml_rpc")]
     sys.modules.setdefault("ggml_rpc", package)
-    from ggml_rpc.spec import enums, limits, ops, types
+    from ggml_rpc.spec import enums, limits, ops, types  # noqa: PLC0415
 
     return types, ops, enums, limits
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from replayer import Capture, ReplayError, Report, load, replay, row_errors
 from support.servers import RunningServer
@@ -90,8 +91,6 @@ def test_wrong_version_shows(start_server: StartServer) -> None:
 
 
 def test_row_errors() -> None:
-    import numpy as np
-
     inf, nan = float("inf"), float("nan")
     recorded = np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [-inf, 1.0], [-inf, 1.0], [nan, 1.0]])
     ours = np.array([[1.0, 2.1], [0.0, 0.0], [0.0, 1e-9], [-inf, 1.0], [0.0, 1.0], [nan, 1.0]])

@@ -234,13 +234,13 @@ class RawClient:
         size = tensor.nbytes() - offset if size is None else size
         self.call(Command.MEMSET_TENSOR, self._pack(Command.MEMSET_TENSOR, tensor, offset, size, value))
 
-    def set_2d(self, tensor: Tensor, data: bytes, offset: int, size: int, n_copies: int, stride: int) -> None:
+    def set_2d(self, tensor: Tensor, data: bytes, *, offset: int, size: int, n_copies: int, stride: int) -> None:
         """Write `n_copies` pieces of `size` bytes, `stride` bytes apart."""
         self.call(
             Command.SET_TENSOR_2D, self._pack(Command.SET_TENSOR_2D, tensor, offset, size, n_copies, stride, data)
         )
 
-    def get_2d(self, tensor: Tensor, offset: int, size: int, n_copies: int, stride: int) -> bytes:
+    def get_2d(self, tensor: Tensor, *, offset: int, size: int, n_copies: int, stride: int) -> bytes:
         """Read `n_copies` pieces of `size` bytes, `stride` bytes apart."""
         return self.call(
             Command.GET_TENSOR_2D, self._pack(Command.GET_TENSOR_2D, tensor, offset, size, n_copies, stride)

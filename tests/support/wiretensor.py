@@ -130,6 +130,7 @@ class Arena:
         type: str,
         ne: Iterable[int],
         src: Sequence[Tensor | None],
+        *,
         params: bytes = b"",
         name: str = "",
     ) -> Tensor:
@@ -140,7 +141,7 @@ class Arena:
 
 
 def view(
-    of: Tensor, op: str, ne: Sequence[int], nb: Sequence[int], offset: int = 0, params: bytes = b"", name: str = ""
+    of: Tensor, op: str, ne: Sequence[int], nb: Sequence[int], *, offset: int = 0, params: bytes = b"", name: str = ""
 ) -> Tensor:
     """Return a no-op node that looks at another tensor's data."""
     root = of.view_src or of
@@ -216,7 +217,7 @@ def graph_payload(
 
 
 def patch(
-    dialect: dialects.Dialect, record: bytes, field_name: str, value: int, index: int = 0, width: int = 0
+    dialect: dialects.Dialect, record: bytes, field_name: str, value: int, *, index: int = 0, width: int = 0
 ) -> bytes:
     """Return a record with one number overwritten: entry `index` of a field, `width` bytes wide (0: the usual)."""
     usual = {"ne": dialect.record.dim_bytes, "nb": dialect.record.dim_bytes}
