@@ -7,10 +7,11 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ggml_rpc.spec.commands import Command
-from ggml_rpc.spec.dialects import Dialect
 from session import Attacker
 from support.rawclient import frame
+
+from ggml_rpc.spec.commands import Command
+from ggml_rpc.spec.dialects import Dialect
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ggml_rpc.spec import dialects
 from support.rawclient import RawClient
 from support.wiretensor import Arena, Tensor
+
+from ggml_rpc.spec import dialects
 
 BUFFER_BYTES = 1 << 16
 

@@ -6,11 +6,12 @@ import struct
 from collections.abc import Callable, Iterator
 
 from frame_cases import Case
-from ggml_rpc.spec.commands import Command
-from ggml_rpc.spec.dialects import Dialect
 from session import BUFFER_BYTES, Attacker
 from support.rawclient import RawClient
 from support.wiretensor import patch, tensor
+
+from ggml_rpc.spec.commands import Command
+from ggml_rpc.spec.dialects import Dialect
 
 U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1

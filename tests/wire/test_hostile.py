@@ -10,10 +10,11 @@ import graph_cases
 import pytest
 import tensor_cases
 from frame_cases import Case
-from ggml_rpc.spec import dialects
 from session import Attacker, Neighbour, ServerLog
 from support.rawclient import RawClient
 from support.servers import RunningServer
+
+from ggml_rpc.spec import dialects
 
 RULE = re.compile(r"\w{4,}.*\w{2,}")
 """A rule is at least a phrase."""
