@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from replayer import Report
+
+from tests.replay.replayer import Report
 
 LINES = pytest.StashKey[list[str]]()
 

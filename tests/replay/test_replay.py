@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replayer import Capture, ReplayError, Report, load, replay, row_errors
-from support.servers import RunningServer
+
+from tests.replay.replayer import Capture, ReplayError, Report, load, replay, row_errors
+from tests.support.servers import RunningServer
 
 CAPTURES = Path(__file__).parent / "captures"
 

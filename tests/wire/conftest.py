@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from session import Neighbour, ServerLog, captured_log
-from support.servers import RunningServer, running_server
 
 from ggml_rpc.spec import dialects
+from tests.support.servers import RunningServer, running_server
+from tests.wire.session import Neighbour, ServerLog, captured_log
 
 
 @pytest.fixture(scope="module", params=dialects.NAMES)

@@ -7,11 +7,10 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from session import Attacker
-from support.rawclient import frame
-
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
+from tests.support.rawclient import frame
+from tests.wire.session import Attacker
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from frame_cases import Case
-from session import BUFFER_BYTES, Attacker
-from support.wiretensor import Tensor, default_strides, graph_payload, tensor, view
-
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
 from ggml_rpc.spec.enums import TensorFlag
 from ggml_rpc.spec.ops import OP_BY_ID, OP_BY_NAME
+from tests.support.wiretensor import Tensor, default_strides, graph_payload, tensor, view
+from tests.wire.frame_cases import Case
+from tests.wire.session import BUFFER_BYTES, Attacker
 
 GRAPH = "GRAPH_COMPUTE"
 COMPUTE = int(TensorFlag.COMPUTE)

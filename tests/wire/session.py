@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from support.rawclient import RawClient
-from support.wiretensor import Arena, Tensor
-
 from ggml_rpc.spec import dialects
+from tests.support.rawclient import RawClient
+from tests.support.wiretensor import Arena, Tensor
 
 BUFFER_BYTES = 1 << 16
 

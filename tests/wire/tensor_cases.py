@@ -5,13 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from frame_cases import Case
-from session import BUFFER_BYTES, Attacker
-from support.rawclient import RawClient
-from support.wiretensor import patch, tensor
-
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
+from tests.support.rawclient import RawClient
+from tests.support.wiretensor import patch, tensor
+from tests.wire.frame_cases import Case
+from tests.wire.session import BUFFER_BYTES, Attacker
 
 U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1

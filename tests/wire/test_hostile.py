@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import frame_cases
-import graph_cases
 import pytest
-import tensor_cases
-from frame_cases import Case
-from session import Attacker, Neighbour, ServerLog
-from support.rawclient import RawClient
-from support.servers import RunningServer
 
 from ggml_rpc.spec import dialects
+from tests.support.rawclient import RawClient
+from tests.support.servers import RunningServer
+from tests.wire import frame_cases, graph_cases, tensor_cases
+from tests.wire.frame_cases import Case
+from tests.wire.session import Attacker, Neighbour, ServerLog
 
 RULE = re.compile(r"\w{4,}.*\w{2,}")
 """A rule is at least a phrase."""
