@@ -14,7 +14,7 @@ from ggml_rpc.spec import dialects
 from tests.support.rawclient import RawClient
 from tests.support.wiretensor import Arena, Tensor
 
-BUFFER_BYTES = 1 << 16
+BUFFER_BYTES = 1 << 20
 
 
 class Attacker:
