@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
@@ -15,6 +15,8 @@ from tests.wire.session import BUFFER_BYTES, Attacker
 
 GRAPH = "GRAPH_COMPUTE"
 COMPUTE = int(TensorFlag.COMPUTE)
+
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
 def _sum(a: Attacker) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +266,7 @@ def ops(dialect: Dialect) -> Iterator[Case]:
             yield Case(f"op {spec.name}", _op(internal, max(1, spec.min_src)), GRAPH, "victim")
 
 
-def _with(op: str, type: str, ne: tuple[int, ...], shapes: list[tuple[str, tuple[int, ...]]], params: bytes) -> Case:
+def _with(op: str, type: str, ne: tuple[int, ...], shapes: Shapes, params: bytes) -> Case:
     def act(a: Attacker) -> None:
         src = [a.tensor(t, n, name="x") for t, n in shapes]
         node = a.arena.node(op, type, ne, list(src), params=params, name="victim")
@@ -284,9 +286,9 @@ def _rope(n_dims: int = 8, mode: int = 0, sections: tuple[int, int, int, int] = 
 def parameters(_: Dialect) -> Iterator[Case]:
     """Give parameters that no constructor of a client would."""
     f = "F32"
-    one = [(f, (8, 4))]
-    rope: list[tuple[str, tuple[int, ...]]] = [(f, (8, 2, 3)), ("I32", (3,))]
-    rows: dict[str, tuple[str, tuple[int, ...], list[tuple[str, tuple[int, ...]]], bytes]] = {
+    one: Shapes = [(f, (8, 4))]
+    rope: Shapes = [(f, (8, 2, 3)), ("I32", (3,))]
+    rows: dict[str, tuple[str, tuple[int, ...], Shapes, bytes]] = {
         "UNARY kind 22": ("UNARY", (8, 4), one, _words(22)),
         "UNARY kind -1": ("UNARY", (8, 4), one, _words(-1)),
         "GLU kind 7": ("GLU", (4, 4), one, _words(7, 0)),
