@@ -143,9 +143,10 @@ def row_errors(ours: npt.NDArray[np.float64], recorded: npt.NDArray[np.float64])
     whose recorded values are all zero and ours are not.
     """
     fits = np.isfinite(recorded)
-    same = np.where(fits, np.isfinite(ours), (ours == recorded) | (np.isnan(ours) & np.isnan(recorded))).all(axis=1)
-    difference = np.where(fits & np.isfinite(ours), ours - recorded, 0.0)
+    both = fits & np.isfinite(ours)
+    same = np.where(fits, both, (ours == recorded) | (np.isnan(ours) & np.isnan(recorded))).all(axis=1)
     reference = np.where(fits, recorded, 0.0)
+    difference = np.where(both, ours, 0.0) - np.where(both, recorded, 0.0)
     up, down = (difference**2).sum(axis=1), (reference**2).sum(axis=1)
     error = np.where(down > 0, up / np.where(down > 0, down, 1.0), np.where(up > 0, np.inf, 0.0))
     return np.where(same, error, np.inf)

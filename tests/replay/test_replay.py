@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.replay.replayer import Capture, ReplayError, Report, load, replay, row_errors
-from tests.support.servers import RunningServer
+from tests.support.servers import running_server
 
 CAPTURES = Path(__file__).parent / "captures"
 
@@ -20,9 +19,7 @@ TOLERANCE = 5e-4
 # Captures that need a server started otherwise have their own tests below.
 SPECIAL = {"two-devices", "bigvocab-cold", "bigvocab-warm"}
 PLAIN = sorted(p for p in CAPTURES.glob("*/*.json") if p.stem not in SPECIAL)
-PROTOCOLS = sorted(p.name for p in CAPTURES.iterdir())
-
-StartServer = Callable[..., AbstractContextManager[RunningServer]]
+PROTOCOLS = sorted({p.parent.name for p in PLAIN})
 
 
 def check(report: Report, record_report: Callable[[Report], None]) -> None:
@@ -38,16 +35,16 @@ def capture_id(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=capture_id)
-def test_capture(path: Path, start_server: StartServer, record_report: Callable[[Report], None]) -> None:
+def test_capture(path: Path, record_report: Callable[[Report], None]) -> None:
     capture = load(path)
-    with start_server(proto=capture.dialect.name) as server:
+    with running_server(proto=capture.dialect.name) as server:
         check(replay(server.endpoint, capture), record_report)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_two_devices(protocol: str, start_server: StartServer, record_report: Callable[[Report], None]) -> None:
+def test_two_devices(protocol: str, record_report: Callable[[Report], None]) -> None:
     capture = load(CAPTURES / protocol / "two-devices.json")
-    with start_server(proto=protocol, devices="CPU,CPU") as server:
+    with running_server(proto=protocol, devices="CPU,CPU") as server:
         check(replay(server.endpoint, capture), record_report)
 
 
@@ -55,14 +52,13 @@ def test_two_devices(protocol: str, start_server: StartServer, record_report: Ca
 def test_cache_cold_then_warm(
     protocol: str,
     tmp_path: Path,
-    start_server: StartServer,
     record_report: Callable[[Report], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first server writes the large tensor to the cache folder, the next one is asked for its hash alone."""
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
     for name in ("bigvocab-cold", "bigvocab-warm"):
-        with start_server(proto=protocol, cache=True) as server:
+        with running_server(proto=protocol, cache=True) as server:
             check(replay(server.endpoint, load(CAPTURES / protocol / f"{name}.json")), record_report)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
         assert [(p.relative_to(tmp_path).as_posix(), p.stat().st_size) for p in files] == [
@@ -70,7 +66,7 @@ def test_cache_cold_then_warm(
         ]
 
 
-def test_changed_weights_show(start_server: StartServer) -> None:
+def test_changed_weights_show() -> None:
     """Control: the comparison notices when the server computes with other weights."""
     capture = load(CAPTURES / "8.0.0" / "llama-fa0.json")
     stream = bytearray(capture.c2s)
@@ -81,13 +77,13 @@ def test_changed_weights_show(start_server: StartServer) -> None:
     for i in range(first, largest.offset + largest.length, 97):
         stream[i] ^= 0x10
     changed = Capture(capture.name, capture.dialect, bytes(stream), capture.s2c, capture.connections)
-    with start_server(proto="8.0.0") as server:
+    with running_server(proto="8.0.0") as server:
         assert not replay(server.endpoint, changed).worst <= TOLERANCE
 
 
-def test_wrong_version_shows(start_server: StartServer) -> None:
+def test_wrong_version_shows() -> None:
     """Control: a server that announces another protocol is noticed."""
-    with start_server(proto="7.0.0") as server, pytest.raises(ReplayError, match="version"):
+    with running_server(proto="7.0.0") as server, pytest.raises(ReplayError, match="version"):
         replay(server.endpoint, load(CAPTURES / "8.0.0" / "api.json"))
 
 
