@@ -1,0 +1,1 @@
+"""Measure this server beside a stock one."""
