@@ -22,7 +22,7 @@ def _model(args: argparse.Namespace, emit: Emit | None = None) -> Model:
         if emit is not None:
             emit("progress", value=value)
 
-    return Model(args.model, args.rpc, split=args.split, progress=report)
+    return Model(args.model, args.rpc, split=args.split, progress=report, repack=args.repack)
 
 
 def tokenize(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
@@ -206,6 +206,7 @@ def add_commands(commands: Any) -> None:
         if servers:
             parser.add_argument("--rpc", action="append", default=[], help="an endpoint; give it once a server")
             parser.add_argument("--split", type=floats, default=[], help="share of each device, separated by commas")
+            parser.add_argument("--no-repack", dest="repack", action="store_false", help="plain weights on the local CPU")
             parser.add_argument("--n-ctx", type=int, default=512)
             parser.add_argument("--cache-type", choices=("f16", "bf16", "q8_0", "q4_0"), default="f16")
         if action is not tokenize and action is not compare:

@@ -56,6 +56,8 @@ class Model:
         Relative share of each device; empty lets the library share by free memory.
     progress : callable, optional
         Called with a number from 0 to 1 while tensors are loaded.
+    repack : bool
+        Let the local CPU lay weights out anew for its fastest kernels, as it does by default.
     vocab_only : bool
         Load the tokenizer alone.
     """
@@ -67,11 +69,13 @@ class Model:
         *,
         split: Sequence[float] = (),
         progress: Callable[[float], None] | None = None,
+        repack: bool = True,
         vocab_only: bool = False,
     ) -> None:
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         params.n_gpu_layers = ALL_LAYERS if servers else 0
         devices = rpc_devices(list(servers), include_local=False) if servers else []
         base = get_backend_base_lib()
