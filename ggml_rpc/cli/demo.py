@@ -151,7 +151,7 @@ def _end(client: subprocess.Popen[str]) -> None:
     """End the client if it still runs."""
     if client.poll() is None:
         client.kill()
-    client.wait()
+    client.communicate()
 
 
 def build_parser() -> argparse.ArgumentParser:

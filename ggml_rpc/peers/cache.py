@@ -93,6 +93,7 @@ def run_tool(
     try:
         done = subprocess.run(
             argv,
+            check=False,
             cwd=folder,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,

@@ -124,6 +124,9 @@ class ServerProcess:
         status = self._process.wait()
         for reader in self._readers:
             reader.join(5)
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
         return status
 
     def __enter__(self) -> ServerProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 CHUNK = 1 << 20
@@ -40,24 +41,27 @@ class CountingProxy:
                 near, _address = self._listener.accept()
             except OSError:  # closed
                 return
-            far = socket.create_connection(self._target)
+            threading.Thread(target=self._join, args=(near,), daemon=True).start()
+
+    def _join(self, near: socket.socket) -> None:
+        with near, socket.create_connection(self._target) as far:
             for side in (near, far):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink, source is near), daemon=True).start()
+            back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
+            back.start()
+            self._pump(near, far, True)
+            back.join()
 
     def _pump(self, source: socket.socket, sink: socket.socket, outbound: bool) -> None:
-        try:
+        with suppress(OSError):  # one side went away
             while data := source.recv(CHUNK):
                 if outbound:
                     self.sent += len(data)
                 else:
                     self.received += len(data)
                 sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:  # one side went away: the other shall notice
-            for side in (source, sink):
-                side.close()
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)  # the other side shall notice
 
     def __enter__(self) -> CountingProxy:
         return self
@@ -65,4 +69,5 @@ class CountingProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         self._listener.close()

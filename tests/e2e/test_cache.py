@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from proxy import CountingProxy
+
+from .proxy import CountingProxy
+
+pytestmark = pytest.mark.peer
 
 BIG = 10 << 20  # tensors above this many bytes are cached
 

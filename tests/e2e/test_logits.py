@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from compare import assert_close
-from conftest import forced, make_gguf
+
+from .compare import assert_close
+from .conftest import forced, make_gguf
+
+pytestmark = pytest.mark.peer
 
 # Servers by the devices that each one offers.
 TOPOLOGIES = {"one-server": ["CPU"], "two-servers": ["CPU", "CPU"], "two-devices": ["CPU,CPU"]}
@@ -14,8 +17,9 @@ FLOATS = ("F32", "F16", "BF16")
 QUANTISED = ("Q4_0", "Q8_0", "Q4_K_M", "Q5_K", "Q6_K")
 
 
-@pytest.mark.parametrize(("protocol", "topology", "flash"), CASES)
-def test_real_model_matches_local_cpu(protocol, topology, flash, start_server, client, sequences, reference):
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_real_model_matches_local_cpu(case, start_server, client, sequences, reference):
+    protocol, topology, flash = case
     servers = [start_server(protocol, "-d", devices) for devices in TOPOLOGIES[topology]]
     endpoints = [server.endpoint for server in servers]
     got, layers = client(protocol).logits(list(sequences.values()), endpoints, "--flash", flash)

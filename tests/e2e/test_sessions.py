@@ -10,10 +10,14 @@ import signal
 import subprocess
 import sys
 
-from compare import assert_close
-from conftest import finish, take
+import pytest
 
 from ggml_rpc.peers.process import wait_until_below
+
+from .compare import assert_close
+from .conftest import finish, take
+
+pytestmark = pytest.mark.peer
 
 SLACK = 32 << 20
 
@@ -53,7 +57,7 @@ def test_demo_generates_text(server_is_stock, server_command, model_path, peer):
     command = [sys.executable, "-m", "ggml_rpc.cli.demo", "-n", "8"]
     if server_is_stock:
         command += ["--server-command", shlex.join(server_command("8.0"))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "generated 8 tokens" in done.stdout
     assert re.search(r"RPC0 on 127\.0\.0\.1:\d+: layers 0-\d+", done.stdout)

@@ -26,8 +26,8 @@ def main() -> int:
     if "serve" in sys.argv[1:2]:  # a native server needs no client package
         return int(serve.run(parser.parse_args(), out))
 
-    import commands as client
-    from llama import Log
+    import commands as client  # noqa: PLC0415
+    from llama import Log  # noqa: PLC0415
 
     client.add_commands(commands)
     args = parser.parse_args()

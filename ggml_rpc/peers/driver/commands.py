@@ -206,7 +206,9 @@ def add_commands(commands: Any) -> None:
         if servers:
             parser.add_argument("--rpc", action="append", default=[], help="an endpoint; give it once a server")
             parser.add_argument("--split", type=floats, default=[], help="share of each device, separated by commas")
-            parser.add_argument("--no-repack", dest="repack", action="store_false", help="plain weights on the local CPU")
+            parser.add_argument(
+                "--no-repack", dest="repack", action="store_false", help="plain weights on the local CPU"
+            )
             parser.add_argument("--n-ctx", type=int, default=512)
             parser.add_argument("--cache-type", choices=("f16", "bf16", "q8_0", "q4_0"), default="f16")
         if action is not tokenize and action is not compare:

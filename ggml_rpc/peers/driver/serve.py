@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, emit_fd: int) -> int:
 
 
 def _wheel_folder() -> Path:
-    import llama_cpp_py_sync
+    import llama_cpp_py_sync  # noqa: PLC0415 - a native server runs without the wheel
 
     return Path(llama_cpp_py_sync.__file__).parent
 
