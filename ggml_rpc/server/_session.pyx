@@ -92,6 +92,8 @@ cdef class Session:
         The dialect to speak.
     devices : sequence of NativeDevice
         What the client sees as device 0, 1, ...
+    hello_seconds : float
+        How long the client may take until its HELLO is complete.
     cache : bool
         Report tensors that are to be kept.
     trace : callable, optional
@@ -103,7 +105,7 @@ cdef class Session:
     cdef list devices
     cdef object trace
 
-    def __cinit__(self, int fd, Codec codec, devices, *, bint cache=False, trace=None):
+    def __cinit__(self, int fd, Codec codec, devices, *, double hello_seconds, bint cache=False, trace=None):
         cdef SessionConfig config
         cdef NativeDevice device
         self.codec = codec
@@ -114,7 +116,7 @@ cdef class Session:
             config.devices.push_back(device.device)
         config.max_buffers = limits.MAX_BUFFERS_PER_SESSION
         config.max_stored_graph_bytes = limits.MAX_STORED_GRAPH_BYTES
-        config.hello_deadline_ns = monotonic_ns() + <int64_t> (limits.HELLO_SECONDS * 1e9)
+        config.hello_deadline_ns = monotonic_ns() + <int64_t> (hello_seconds * 1e9)
         config.cache = cache
         config.trace = NULL
         if trace is not None:

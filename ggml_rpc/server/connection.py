@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from ggml_rpc.devices import NativeDevice
 from ggml_rpc.errors import ConnectionLost, OutOfMemory, ProtocolError, RpcError
+from ggml_rpc.spec import limits
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
+from ggml_rpc.transport import tcp
 from ggml_rpc.wire._codec import Codec
 
 from ._session import Event, Session
@@ -35,6 +37,8 @@ class Connection:
         What the client sees.
     cache : TensorCache, optional
         Where tensors are kept.
+    hello_seconds, stall_seconds : float
+        Limits for the HELLO as a whole, and for each further byte inside a message.
     trace : bool
         Log a line for each command.
     """
@@ -47,14 +51,23 @@ class Connection:
         devices: Sequence[NativeDevice],
         cache: TensorCache | None = None,
         *,
+        hello_seconds: float = limits.HELLO_SECONDS,
+        stall_seconds: float = limits.STALL_SECONDS,
         trace: bool = False,
     ) -> None:
+        tcp.set_stall_time(sock, min(hello_seconds, stall_seconds))
+        self.stall_seconds = stall_seconds
         self.sock = sock
         self.peer = peer
         self.cache = cache
         self.dialect: Dialect = codec.dialect
         self.session = Session(
-            sock.fileno(), codec, devices, cache=cache is not None, trace=self._trace if trace else None
+            sock.fileno(),
+            codec,
+            devices,
+            hello_seconds=hello_seconds,
+            cache=cache is not None,
+            trace=self._trace if trace else None,
         )
 
     def _trace(self, line: str) -> None:
@@ -83,6 +96,7 @@ class Connection:
     def _handle(self, event: Event) -> None:
         session = self.session
         if event is Event.HELLO:
+            tcp.set_stall_time(self.sock, self.stall_seconds)
             version = bytes(self.dialect.announce)
             session.reply(version.ljust(self.dialect.hello_reply, b"\0"))
         elif event is Event.ALLOC_BUFFER:

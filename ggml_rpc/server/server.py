@@ -98,6 +98,9 @@ class Server:
         Keep large tensors here by their hash. All clients must trust each other then.
     graph_timeout : float
         Seconds after which a graph's run is cancelled; 0 means never.
+    hello_seconds, stall_seconds : float
+        How long a new client may take for its HELLO, and any client for the next byte inside a message. A session that
+        rests between two messages has no deadline.
     trace : bool
         Log a line for each command.
 
@@ -127,6 +130,8 @@ class Server:
         protocols: str | Sequence[Protocol] = "8.0",
         cache_dir: Path | None = None,
         graph_timeout: float = 0.0,
+        hello_seconds: float = limits.HELLO_SECONDS,
+        stall_seconds: float = limits.STALL_SECONDS,
         trace: bool = False,
     ) -> None:
         self.host = host
@@ -135,6 +140,8 @@ class Server:
         self.cache = TensorCache(cache_dir) if cache_dir is not None else None
         self._port = port
         self._trace = trace
+        self._hello_seconds = hello_seconds
+        self._stall_seconds = stall_seconds
         self._listeners: list[_Listener] = []
         self._connections: dict[Connection, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -243,12 +250,21 @@ class Server:
             sock.close()
             return
         try:
-            tcp.configure(sock, limits.STALL_SECONDS)
+            tcp.configure(sock)
         except OSError as e:  # the peer reset the connection already
             log.debug("client %s left: %s", peer, e.strerror)
             sock.close()
             return
-        connection = Connection(sock, peer, listener.codec, self.devices, self.cache, trace=self._trace)
+        connection = Connection(
+            sock,
+            peer,
+            listener.codec,
+            self.devices,
+            self.cache,
+            hello_seconds=self._hello_seconds,
+            stall_seconds=self._stall_seconds,
+            trace=self._trace,
+        )
         thread = threading.Thread(target=self._serve, args=(connection,), name=f"ggml-rpc {peer}", daemon=True)
         with self._lock:
             self._connections[connection] = thread

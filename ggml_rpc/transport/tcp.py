@@ -33,13 +33,17 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def configure(sock: socket.socket, stall_seconds: float) -> None:
-    """Prepare a connected socket: no delay, keep-alive, and stall times on both directions."""
+def configure(sock: socket.socket) -> None:
+    """Prepare a connected socket: no delay, keep-alive."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    whole = int(stall_seconds)
-    limit = struct.pack("@ll", whole, int((stall_seconds - whole) * 1e6))
+
+
+def set_stall_time(sock: socket.socket, seconds: float) -> None:
+    """Let receiving and sending fail after this time without a byte."""
+    whole = int(seconds)
+    limit = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
