@@ -34,7 +34,7 @@ static inline vf vload(const float* p) {
     return v;
 }
 static inline void vstore(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
-static inline vf vset(float x) { return vf{} + x; }
+static inline vf vset(float x) { return x - vf{}; }  // subtracting keeps -0 and costs nothing; adding 0 does neither
 static inline vf vselect(vi mask, vf a, vf b) {
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }  // lanes all ones or zero

@@ -155,6 +155,69 @@ static inline vi load_u8(const uint8_t* p) {
     return v;
 #endif
 }
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+static inline u8x16 load_u8x16(const uint8_t* p) {
+    u8x16 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+// values[index], indices 0 .. 15.
+static inline i8x16 lookup(i8x16 values, u8x16 index) {
+#if defined(__SSSE3__)
+    return (i8x16)_mm_shuffle_epi8((__m128i)values, (__m128i)index);
+#elif defined(__aarch64__)
+    return (i8x16)vqtbl1q_s8((int8x16_t)values, (uint8x16_t)index);
+#else
+    i8x16 v;
+    for (int i = 0; i < 16; ++i) v[i] = values[index[i]];
+    return v;
+#endif
+}
+// y = q * d for 16 signed codes.
+static inline void scale_16(i8x16 q, vf d, float* y) {
+#if defined(__AVX512F__)
+    vstore(y, (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)q)) * d);
+#elif defined(__AVX2__)
+    vstore(y, (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)q)) * d);
+    vstore(y + 8, (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128((__m128i)q, 8))) * d);
+#elif defined(__x86_64__)
+    vstore(y, (vf)_mm_cvtepi32_ps(_mm_cvtepi8_epi32((__m128i)q)) * d);
+    vstore(y + 4, (vf)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128((__m128i)q, 4))) * d);
+    vstore(y + 8, (vf)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128((__m128i)q, 8))) * d);
+    vstore(y + 12, (vf)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_srli_si128((__m128i)q, 12))) * d);
+#else
+    for (int i = 0; i < 16; ++i) y[i] = (float)q[i] * d[0];
+#endif
+}
+// y = q * d + m for 16 codes below 128.
+static inline void scale_16(u8x16 q, vf d, vf m, float* y) {
+    scale_16((i8x16)q, d, y);
+    for (int i = 0; i < 16; i += VL) vstore(y + i, vload(y + i) + m);
+}
+// Bytes of 0xff where bit i of `bits` is set, else 0.
+static inline u8x16 mask_of_bits(uint32_t bits) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return (u8x16)_mm_movm_epi8((__mmask16)bits);
+#else
+    const u8x16 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8_t lo = (uint8_t)bits, hi = (uint8_t)(bits >> 8);
+    const u8x16 spread = {lo, lo, lo, lo, lo, lo, lo, lo, hi, hi, hi, hi, hi, hi, hi, hi};
+    return (u8x16)((spread & bit) == bit);
+#endif
+}
+// Bit i of the result is the lowest bit of byte i.
+static inline uint32_t bits_of(u8x16 v) {
+#if defined(__x86_64__)
+    return (uint32_t)_mm_movemask_epi8(_mm_slli_epi16((__m128i)v, 7));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= (uint32_t)(v[i] & 1) << i;
+    return bits;
+#endif
+}
+
 static inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 
 static inline float abs_of(float x) { return x < 0 ? -x : x; }
@@ -174,6 +237,7 @@ static inline float extreme_of(const float* x, int n) {
         lo = vmax(-v, lo);
     }
     const float most = max_lane(hi), least = max_lane(lo);
+    if (most == 0.0f && least == 0.0f) return 0.0f;  // +0 whatever the signs of the elements
     if (most != least) return most > least ? most : -least;
     for (int i = 0; i < n; ++i)
         if (abs_of(x[i]) == most) return x[i];
