@@ -1,7 +1,145 @@
+// GET_ROWS: rows of src[0] that src[1] names, as f32 (i32 rows stay i32).
+// SET_ROWS: rows of src[0] into the rows of the result (a view of src[2]) that src[1] names, converted to its type.
+// Every index is checked when it is read. Floor: bytes read and written over memory bandwidth.
+#include "cpu/layout.h"
 #include "cpu/level.h"
+#include "cpu/quants/dequant.h"
 
 GGR_KERNELS_BEGIN
 
-void register_rows(OpTable&) {}
+namespace {
+
+template <class I>
+inline int64_t index_at(const uint8_t* p) {
+    I value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+// GET_ROWS. Items are indices: result row (i1, i2, i3) comes from plane (i2, i3) of src[0], and its index is element
+// (i1, i2, i3) of src[1].
+template <class I>
+bool run_get_rows(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
+    const DequantRow dequantize = src.type == TYPE_I32 ? f32_row_to_f32 : dequant_row_for(src.type);
+    RowCursor row(dst, begin);
+    for (int64_t item = begin; item < end; ++item, row.next()) {
+        const int64_t i = index_at<I>(ids.data + row.i1 * ids.nb[0] + row.i2 * ids.nb[1] + row.i3 * ids.nb[2]);
+        if (i < 0 || i >= src.ne[1]) return fail_index(worker, step, &ids, i, src.ne[1]);
+        dequantize(src.data + i * src.nb[1] + row.i2 * src.nb[2] + row.i3 * src.nb[3],
+                   reinterpret_cast<float*>(row.of(dst)), dst.ne[0]);
+    }
+    return true;
+}
+
+// Relies on: result [ne0, n, b, c] of ids [n, b, c] and rows [ne0, ., b, c].
+bool prepare_get_rows(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &src = *node.src[0], &ids = *node.src[1];
+    const bool types =
+        src.type == TYPE_I32 ? node.type == TYPE_I32 : node.type == TYPE_F32 && dequant_row_for(src.type) != nullptr;
+    if (!types || (ids.type != TYPE_I32 && ids.type != TYPE_I64))
+        return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
+                                   type_traits(node.type)->name);
+    if (!rows_contiguous(src) || !rows_contiguous(node)) return builder.unsupported(node, "rows that are not packed");
+    builder.add(ids.type == TYPE_I32 ? run_get_rows<int32_t> : run_get_rows<int64_t>, node, n_rows(node),
+                n_elements(node));
+    return true;
+}
+
+constexpr int64_t STAGE = 1024;  // elements converted at a time through a buffer on the stack
+
+void set_row(const uint8_t* x, bool x_is_f16, uint8_t* y, int64_t n, int32_t type, QuantRow quantize) {
+    if (!x_is_f16) {
+        quantize(reinterpret_cast<const float*>(x), y, n);
+        return;
+    }
+    if (type == TYPE_F16) {
+        std::memmove(y, x, (size_t)n * 2);
+        return;
+    }
+    float buffer[STAGE];
+    for (int64_t i = 0; i < n; i += STAGE) {
+        const int64_t k = least(STAGE, n - i);
+        f16_row_to_f32(x + 2 * i, buffer, k);
+        quantize(buffer, y + row_bytes(type, i), k);
+    }
+}
+
+// SET_ROWS. Items are rows of src[0]; the index of row (i1, i2, i3) is element (i1, i2, i3) of src[1], whose last two
+// dimensions repeat.
+template <class I>
+bool run_set_rows(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
+    const QuantRow quantize = quant_row_for(dst.type);
+    const bool is_f16 = src.type == TYPE_F16;
+    RowCursor row(src, begin);
+    for (int64_t item = begin; item < end; ++item, row.next()) {
+        const int64_t i = index_at<I>(ids.data + row.i1 * ids.nb[0] + row.i2 % ids.ne[1] * ids.nb[1] +
+                                      row.i3 % ids.ne[2] * ids.nb[2]);
+        if (i < 0 || i >= dst.ne[1]) return fail_index(worker, step, &ids, i, dst.ne[1]);
+        uint8_t* to = dst.data + i * dst.nb[1] + row.i2 * dst.nb[2] + row.i3 * dst.nb[3];
+        set_row(row.of(src), is_f16, to, src.ne[0], dst.type, quantize);
+    }
+    return true;
+}
+
+// Rows of one f32 element each, as transposed value caches are written: no call and no division an element.
+template <class I, bool F16>
+bool run_set_elements(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
+    RowCursor row(src, begin);
+    while (begin < end) {
+        const int64_t n = least(end - begin, src.ne[1] - row.i1);
+        const uint8_t* from = row.of(src);
+        const uint8_t* index =
+            ids.data + row.i1 * ids.nb[0] + row.i2 % ids.ne[1] * ids.nb[1] + row.i3 % ids.ne[2] * ids.nb[2];
+        uint8_t* plane = dst.data + row.i2 * dst.nb[2] + row.i3 * dst.nb[3];
+        for (int64_t k = 0; k < n; ++k) {
+            const int64_t i = index_at<I>(index + k * ids.nb[0]);
+            if (i < 0 || i >= dst.ne[1]) return fail_index(worker, step, &ids, i, dst.ne[1]);
+            const float x = *reinterpret_cast<const float*>(from + k * src.nb[1]);
+            if (F16) {
+                *reinterpret_cast<uint16_t*>(plane + i * dst.nb[1]) = f32_to_f16(x);
+            } else {
+                *reinterpret_cast<float*>(plane + i * dst.nb[1]) = x;
+            }
+        }
+        begin += n;
+        row = RowCursor(src, begin);
+    }
+    return true;
+}
+
+// Relies on: src[0] [ne0, n, b, c]; ids [n, b', c'] with b' dividing b, c' dividing c; result [ne0, ., b, c].
+bool prepare_set_rows(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &src = *node.src[0], &ids = *node.src[1];
+    if ((src.type != TYPE_F32 && src.type != TYPE_F16) || (ids.type != TYPE_I32 && ids.type != TYPE_I64) ||
+        quant_row_for(node.type) == nullptr)
+        return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
+                                   type_traits(node.type)->name);
+    if (!rows_contiguous(src) || !rows_contiguous(node)) return builder.unsupported(node, "rows that are not packed");
+    if (is_empty(src)) return true;
+    const bool wide = ids.type == TYPE_I64;
+    Step::Fn fn = wide ? run_set_rows<int64_t> : run_set_rows<int32_t>;
+    if (src.ne[0] == 1 && src.type == TYPE_F32 && node.type == TYPE_F16)
+        fn = wide ? run_set_elements<int64_t, true> : run_set_elements<int32_t, true>;
+    else if (src.ne[0] == 1 && src.type == TYPE_F32 && node.type == TYPE_F32)
+        fn = wide ? run_set_elements<int64_t, false> : run_set_elements<int32_t, false>;
+    const int64_t work = is_quantized(node.type) ? 3 * n_elements(src) : n_elements(src);
+    Step& step = builder.add_bare(fn, &node, n_rows(src), work + 4 * n_rows(src));
+    step.src[0] = &src;
+    step.src[1] = &ids;
+    builder.reads(src);
+    builder.reads(ids);
+    builder.writes(node);
+    return true;
+}
+
+}  // namespace
+
+void register_rows(OpTable& table) {
+    table.prepare[OP_GET_ROWS] = prepare_get_rows;
+    table.prepare[OP_SET_ROWS] = prepare_set_rows;
+}
 
 GGR_KERNELS_END
