@@ -1,7 +1,321 @@
+// MUL_MAT and MUL_MAT_ID: tensors and experts to products of rows with columns; the engines are in matmul_*.cpp.
+//
+// Two steps a node: activations to records in scratch (shared by all products that read the same source), then the
+// product. A product of experts that many tokens share sorts its rows by expert first.
 #include "cpu/level.h"
+#include "cpu/matmul/product.h"
 
 GGR_KERNELS_BEGIN
 
-void register_matmul(OpTable&) {}
+namespace {
+
+constexpr int64_t FEW_COLUMNS = 8;    // up to here rows are streamed, beyond panels are unpacked
+constexpr int64_t CHUNK = 2048;       // elements of a column that are quantised at a time
+constexpr int64_t FEW_WORK = 32768;   // elements of weights in an item of streamed rows, at least
+constexpr int64_t POINTERS = LOCAL_BYTES;  // in the worker's scratch: pointers to columns, then to results
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool find_engine(int32_t type, Engine* engine) {
+    return float_engine(type, engine) || small_engine(type, engine) || super_engine(type, engine);
+}
+
+// ---- Activations ----
+
+// Items are chunks of rows of src[0]. Floor: one read of the source.
+bool run_activations(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor& x = *step.src[0];
+    const ActFormat format = (ActFormat)step.arg.i64[0];
+    const int64_t k = x.ne[0], chunks = step.arg.i64[1];
+    const ColumnLayout layout = column_layout(format, k);
+    float* copy = reinterpret_cast<float*>(worker.local);
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item / chunks, i = item % chunks * CHUNK, n = k - i < CHUNK ? k - i : CHUNK;
+        const int64_t i1 = row % x.ne[1], i2 = row / x.ne[1] % x.ne[2], i3 = row / (x.ne[1] * x.ne[2]);
+        const uint8_t* from = x.data + i * x.nb[0] + i1 * x.nb[1] + i2 * x.nb[2] + i3 * x.nb[3];
+        const float* elements = copy;
+        if (x.type == TYPE_F16) {
+            for (int64_t j = 0; j < n; ++j)
+                copy[j] = f16_to_f32(*reinterpret_cast<const uint16_t*>(from + j * x.nb[0]));
+        } else if (x.nb[0] != 4) {
+            for (int64_t j = 0; j < n; ++j) copy[j] = *reinterpret_cast<const float*>(from + j * x.nb[0]);
+        } else {
+            elements = reinterpret_cast<const float*>(from);
+        }
+        write_column(format, layout, elements, i, n, worker.shared + step.offset[0] + row * layout.stride);
+    }
+    return true;
+}
+
+// Floats that need no rounding are read where they are.
+bool reads_in_place(const Tensor& x, ActFormat format) {
+    return format == ACT_F32 && x.type == TYPE_F32 && x.nb[0] == 4;
+}
+
+// The record of row (i1, i2, i3) of the activations `x`, in scratch at `offset` or (offset < 0) in place.
+const uint8_t* column(const Tensor& x, const uint8_t* records, int64_t stride, int64_t i1, int64_t i2, int64_t i3) {
+    if (records == nullptr) return x.data + i1 * x.nb[1] + i2 * x.nb[2] + i3 * x.nb[3];
+    return records + ((i3 * x.ne[2] + i2) * x.ne[1] + i1) * stride;
+}
+
+struct Activations {
+    int64_t offset;  // -1: read in place
+    int64_t bytes;
+    int64_t own;  // offset of the node's own scratch
+};
+
+// Have the activations in scratch, and `own` bytes more for the node.
+Activations prepare_activations(PlanBuilder& builder, const Tensor& x, ActFormat format, int64_t own) {
+    if (reads_in_place(x, format)) return {-1, 0, own > 0 ? builder.scratch(own) : 0};
+    const int64_t k = x.ne[0], bytes = n_rows(x) * column_layout(format, k).stride;
+    own = (own + 63) & ~int64_t{63};
+    if (builder.find_activation(x, format) >= 0) {
+        const int64_t at = own > 0 ? builder.scratch(own) : 0;
+        const int64_t found = builder.find_activation(x, format);  // the scratch may have taken its place
+        if (found >= 0) return {found, bytes, at};
+    }
+    const int64_t at = builder.scratch(own + bytes), offset = at + own;
+    const int64_t chunks = ceil_div(k, CHUNK);
+    Step& step = builder.add_bare(run_activations, &x, n_rows(x) * chunks, n_elements(x) * 2);
+    step.src[0] = &x;
+    step.offset[0] = offset;
+    step.arg.i64[0] = format;
+    step.arg.i64[1] = chunks;
+    builder.need_local(CHUNK * 4);
+    builder.reads(x);
+    builder.writes_scratch(offset, bytes);
+    builder.keep_activation(x, format, offset, bytes);
+    return {offset, bytes, at};
+}
+
+void reads_activations(PlanBuilder& builder, const Tensor& x, const Activations& activations) {
+    if (activations.offset < 0)
+        builder.reads(x);
+    else
+        builder.reads_scratch(activations.offset, activations.bytes);
+}
+
+const uint8_t* records_of(const Step& step, const Worker& worker) {
+    return step.offset[0] < 0 ? nullptr : worker.shared + step.offset[0];
+}
+
+struct Pointers {
+    const uint8_t** columns;
+    float** out;
+    explicit Pointers(const Worker& worker)
+        : columns(reinterpret_cast<const uint8_t**>(worker.local + POINTERS)),
+          out(reinterpret_cast<float**>(worker.local + POINTERS + MAX_COLUMNS * 8)) {}
+};
+constexpr int64_t LOCAL_NEEDED = POINTERS + 2 * MAX_COLUMNS * 8;
+
+// Rows of an item of streamed rows: enough to be worth handing out, few enough that all workers get some.
+int64_t few_rows(int64_t m, int64_t k, int64_t batches, int n_workers) {
+    int64_t rows = ceil_div(FEW_WORK, k);
+    rows = rows < 16 ? 16 : rows > 256 ? 256 : ceil_div(rows, 16) * 16;
+    while (rows > 4 && ceil_div(m, rows) * batches < 4 * n_workers) rows /= 2;
+    return rows;
+}
+
+// ---- MUL_MAT ----
+
+constexpr int A_ENGINE = 0, A_BLOCK_ROWS = 1, A_BLOCK_COLUMNS = 2, A_STRIDE = 3;
+
+// Items are blocks of rows (fastest), blocks of columns, matrices of src0. The matrices of src1 that share one of src0
+// are its columns.
+bool run_mul_mat(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &w = *step.src[0], &x = *step.src[1], &dst = *step.dst;
+    const auto engine = reinterpret_cast<void (*)(const Product&)>(const_cast<void*>(step.arg.ptr[A_ENGINE]));
+    const int64_t rows = step.arg.i64[A_BLOCK_ROWS], columns = step.arg.i64[A_BLOCK_COLUMNS];
+    const int64_t stride = step.arg.i64[A_STRIDE];
+    const int64_t r2 = x.ne[2] / w.ne[2], r3 = x.ne[3] / w.ne[3], all = x.ne[1] * r2 * r3;
+    const int64_t row_blocks = ceil_div(w.ne[1], rows), column_blocks = ceil_div(all, columns);
+    const uint8_t* records = records_of(step, worker);
+    const Pointers p(worker);
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item % row_blocks * rows, c0 = item / row_blocks % column_blocks * columns;
+        const int64_t matrix = item / (row_blocks * column_blocks);
+        const int64_t w2 = matrix % w.ne[2], w3 = matrix / w.ne[2];
+        const int64_t n = all - c0 < columns ? all - c0 : columns;
+        for (int64_t c = 0; c < n; ++c) {
+            const int64_t i1 = (c0 + c) % x.ne[1], group = (c0 + c) / x.ne[1];
+            const int64_t i2 = w2 * r2 + group % r2, i3 = w3 * r3 + group / r2;
+            p.columns[c] = column(x, records, stride, i1, i2, i3);
+            p.out[c] = reinterpret_cast<float*>(dst.data + i1 * dst.nb[1] + i2 * dst.nb[2] + i3 * dst.nb[3]) + row;
+        }
+        engine({w.data + row * w.nb[1] + w2 * w.nb[2] + w3 * w.nb[3], w.nb[1],
+                w.ne[1] - row < rows ? w.ne[1] - row : rows, w.ne[0], p.columns, p.out, n, worker.local});
+    }
+    return true;
+}
+
+bool types_fit(PlanBuilder& builder, const Tensor& node, Engine* engine) {
+    const Tensor &w = *node.src[0], &x = *node.src[1];
+    if (node.type != TYPE_F32 || (x.type != TYPE_F32 && x.type != TYPE_F16) || !find_engine(w.type, engine))
+        return builder.unsupported(node, "types %s, %s -> %s", type_traits(w.type)->name, type_traits(x.type)->name,
+                                   type_traits(node.type)->name);
+    if (!rows_contiguous(w) || node.nb[0] != 4)
+        return builder.unsupported(node, "weights or results whose rows are not contiguous");
+    return true;
+}
+
+// Relies on: w.ne[0] = x.ne[0], a whole number of blocks; x.ne[2], x.ne[3] multiples of w's; node = [w.ne[1], x.ne[1],
+// x.ne[2], x.ne[3]].
+bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+    Engine engine;
+    if (!types_fit(builder, node, &engine)) return false;
+    const Tensor &w = *node.src[0], &x = *node.src[1];
+    const Activations activations = prepare_activations(builder, x, engine.format, 0);
+    const int64_t k = w.ne[0], m = w.ne[1], matrices = w.ne[2] * w.ne[3], n = n_rows(x) / matrices;
+    const bool few = n <= FEW_COLUMNS;
+    int64_t rows, columns;
+    if (few) {
+        rows = few_rows(m, k, matrices, builder.n_workers());
+        columns = n;
+    } else {
+        rows = PANEL_ROWS;
+        columns = ceil_div(n, ceil_div(n, MAX_COLUMNS));
+        while (columns > 64 && ceil_div(m, rows) * ceil_div(n, columns) * matrices < 4 * builder.n_workers())
+            columns = ceil_div(columns, 2);
+    }
+    const int64_t items = ceil_div(m, rows) * ceil_div(n, columns) * matrices;
+    Step& step = builder.add_bare(run_mul_mat, &node, items, m * n * k / 8 * matrices);
+    step.src[0] = &w;
+    step.src[1] = &x;
+    step.offset[0] = activations.offset;
+    step.arg.ptr[A_ENGINE] = reinterpret_cast<const void*>(few ? engine.few : engine.many);
+    step.arg.i64[A_BLOCK_ROWS] = rows;
+    step.arg.i64[A_BLOCK_COLUMNS] = columns;
+    step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;
+    builder.need_local(LOCAL_NEEDED);
+    builder.reads(w);
+    reads_activations(builder, x, activations);
+    builder.writes(node);
+    return true;
+}
+
+// ---- MUL_MAT_ID ----
+
+constexpr int A_MANY = 4;
+
+int32_t expert_of(const Tensor& ids, int64_t slot, int64_t token) {
+    int32_t expert;
+    std::memcpy(&expert, ids.data + slot * ids.nb[0] + token * ids.nb[1], 4);
+    return expert;
+}
+
+// The columns and results of pairs (token, slot); a pair is numbered token * n_slots + slot.
+void point_to_pair(const Step& step, const uint8_t* records, int64_t pair, int64_t row, const Pointers& p, int64_t c) {
+    const Tensor &x = *step.src[1], &ids = *step.src[2], &dst = *step.dst;
+    const int64_t token = pair / ids.ne[0], slot = pair % ids.ne[0];
+    p.columns[c] = column(x, records, step.arg.i64[A_STRIDE], slot % x.ne[1], token, 0);
+    p.out[c] = reinterpret_cast<float*>(dst.data + slot * dst.nb[1] + token * dst.nb[2]) + row;
+}
+
+// Few pairs: items are blocks of rows (fastest) and pairs.
+bool run_pairs(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &w = *step.src[0], &ids = *step.src[2];
+    const auto engine = reinterpret_cast<void (*)(const Product&)>(const_cast<void*>(step.arg.ptr[A_ENGINE]));
+    const int64_t rows = step.arg.i64[A_BLOCK_ROWS], row_blocks = ceil_div(w.ne[1], rows);
+    const uint8_t* records = records_of(step, worker);
+    const Pointers p(worker);
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item % row_blocks * rows, pair = item / row_blocks;
+        const int32_t expert = expert_of(ids, pair % ids.ne[0], pair / ids.ne[0]);
+        if (expert < 0 || expert >= w.ne[2]) return fail_index(worker, step, &ids, expert, w.ne[2]);
+        point_to_pair(step, records, pair, row, p, 0);
+        engine({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1], w.ne[1] - row < rows ? w.ne[1] - row : rows,
+                w.ne[0], p.columns, p.out, 1, worker.local});
+    }
+    return true;
+}
+
+// Pairs sorted by expert, in scratch: where each expert's begin (n_experts + 1), the pairs, the expert of each pair.
+bool run_sort_pairs(const Step& step, int64_t, int64_t, Worker& worker) {
+    const Tensor &w = *step.src[0], &ids = *step.src[2];
+    const int64_t n_experts = w.ne[2], n_pairs = ids.ne[0] * ids.ne[1];
+    int32_t* first = reinterpret_cast<int32_t*>(worker.shared + step.offset[1]);
+    int32_t *pairs = first + n_experts + 1, *experts = pairs + n_pairs;
+    std::memset(first, 0, (size_t)(n_experts + 1) * 4);
+    for (int64_t pair = 0; pair < n_pairs; ++pair) {
+        const int32_t expert = expert_of(ids, pair % ids.ne[0], pair / ids.ne[0]);
+        if (expert < 0 || expert >= n_experts) return fail_index(worker, step, &ids, expert, n_experts);
+        experts[pair] = expert;
+        ++first[expert];
+    }
+    for (int64_t e = 0; e < n_experts; ++e) first[e + 1] += first[e];  // where each expert's end
+    for (int64_t pair = n_pairs - 1; pair >= 0; --pair) pairs[--first[experts[pair]]] = (int32_t)pair;
+    return true;
+}
+
+// Many pairs: items are experts (fastest, so that chunks of items weigh the same) and panels of rows.
+bool run_experts(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor& w = *step.src[0];
+    const auto few = reinterpret_cast<void (*)(const Product&)>(const_cast<void*>(step.arg.ptr[A_ENGINE]));
+    const auto many = reinterpret_cast<void (*)(const Product&)>(const_cast<void*>(step.arg.ptr[A_MANY]));
+    const int64_t n_experts = w.ne[2], rows = step.arg.i64[A_BLOCK_ROWS];
+    const int32_t* first = reinterpret_cast<const int32_t*>(worker.shared + step.offset[1]);
+    const int32_t* pairs = first + n_experts + 1;
+    const uint8_t* records = records_of(step, worker);
+    const Pointers p(worker);
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t expert = item % n_experts, row = item / n_experts * rows;
+        for (int64_t i = first[expert]; i < first[expert + 1]; i += MAX_COLUMNS) {
+            const int64_t n = first[expert + 1] - i < MAX_COLUMNS ? first[expert + 1] - i : MAX_COLUMNS;
+            for (int64_t c = 0; c < n; ++c) point_to_pair(step, records, pairs[i + c], row, p, c);
+            (n <= FEW_COLUMNS ? few : many)({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1],
+                                             w.ne[1] - row < rows ? w.ne[1] - row : rows, w.ne[0], p.columns, p.out, n,
+                                             worker.local});
+        }
+    }
+    return true;
+}
+
+// Relies on: src = {w [k, m, n_experts], x [k, 1 or a divisor of n_slots, n_tokens], ids i32 [n_slots, n_tokens]}, node =
+// [m, n_slots, n_tokens]; fourth dimensions of 1.
+bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
+    Engine engine;
+    if (!types_fit(builder, node, &engine)) return false;
+    const Tensor &w = *node.src[0], &x = *node.src[1], &ids = *node.src[2];
+    if (ids.type != TYPE_I32) return builder.unsupported(node, "ids of type %s", type_traits(ids.type)->name);
+    const int64_t k = w.ne[0], m = w.ne[1], n_experts = w.ne[2], n_pairs = ids.ne[0] * ids.ne[1];
+    if (n_pairs > INT32_MAX) return builder.unsupported(node, "more than 2^31 - 1 pairs of token and expert");
+    const bool few = n_pairs <= 2 * FEW_COLUMNS;
+    const int64_t sorted = few ? 0 : (n_experts + 1 + 2 * n_pairs) * 4;
+    const Activations activations = prepare_activations(builder, x, engine.format, sorted);
+    if (!few) {
+        Step& step = builder.add_bare(run_sort_pairs, &node, 1, n_pairs * 8);
+        step.src[0] = &w;
+        step.src[2] = &ids;
+        step.offset[1] = activations.own;
+        builder.reads(ids);
+        builder.writes_scratch(activations.own, sorted);
+    }
+    const int64_t rows = few ? few_rows(m, k, n_pairs, builder.n_workers()) : PANEL_ROWS;
+    const int64_t items = ceil_div(m, rows) * (few ? n_pairs : n_experts);
+    Step& step = builder.add_bare(few ? run_pairs : run_experts, &node, items, m * k / 8 * n_pairs);
+    step.src[0] = &w;
+    step.src[1] = &x;
+    step.src[2] = &ids;
+    step.offset[0] = activations.offset;
+    step.offset[1] = activations.own;
+    step.arg.ptr[A_ENGINE] = reinterpret_cast<const void*>(engine.few);
+    step.arg.ptr[A_MANY] = reinterpret_cast<const void*>(engine.many);
+    step.arg.i64[A_BLOCK_ROWS] = rows;
+    step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;
+    builder.need_local(LOCAL_NEEDED);
+    builder.reads(w);
+    builder.reads(ids);
+    reads_activations(builder, x, activations);
+    if (!few) builder.reads_scratch(activations.own, sorted);
+    builder.writes(node);
+    return true;
+}
+
+}  // namespace
+
+void register_matmul(OpTable& table) {
+    table.prepare[OP_MUL_MAT] = prepare_mul_mat;
+    table.prepare[OP_MUL_MAT_ID] = prepare_mul_mat_id;
+}
 
 GGR_KERNELS_END

@@ -1,0 +1,26 @@
+// Product engines of F32, F16 and BF16 weights.
+#include "cpu/level.h"
+#include "cpu/matmul/plain.h"
+
+GGR_KERNELS_BEGIN
+
+namespace {
+
+template <class W>
+bool fill(Engine* engine) {
+    *engine = {W::FORMAT, few_plain<W>, many<PlainPanel<W>>};
+    return true;
+}
+
+}  // namespace
+
+bool float_engine(int32_t type, Engine* engine) {
+    switch (type) {
+        case TYPE_F32: return fill<WeightF32>(engine);
+        case TYPE_F16: return fill<WeightF16>(engine);
+        case TYPE_BF16: return fill<WeightBF16>(engine);
+        default: return false;
+    }
+}
+
+GGR_KERNELS_END

@@ -1,0 +1,259 @@
+// One decoder a quantised type: how 256 elements of a row become bytes and scales. All that the product engines know of
+// a type is here.
+//
+//   w[i] = scale[i / SUB] * (u[i] - ZERO) + minimum[i / SUB]
+//
+//   FORMAT   how activations are quantised
+//   BLOCK    bytes of a block of 32 elements (types with small blocks), of 256 (super-blocks)
+//   SUB      elements that share a scale: 32 or 16
+//   ZERO     what u is above the signed value; a power of two or 0
+//   WIDE     8 significant bits
+//   MINIMUM  whether there are minima
+//   unpack(p, u)     256 elements in order
+//   scales(p, s, m)  256 / SUB scales, and minima if MINIMUM
+// Types with small blocks have piece(block) for 32 elements, and scale(block), minimum(block) as well.
+#pragma once
+
+#include "cpu/matmul/int8.h"
+#include "cpu/plan.h"
+#include "cpu/quants/blocks.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+namespace {
+
+constexpr int GROUP = QK_K;                 // elements that an engine takes at a time
+constexpr int PIECES = GROUP / QK;          // pieces of 32 in a group
+constexpr int REGISTERS = GROUP / BW;       // registers of a group
+constexpr int WIDE_ZERO = GGR_VNNI ? 128 : 0;
+
+static inline uint16_t read_u16(const uint8_t* p) {
+    uint16_t v;
+    std::memcpy(&v, p, 2);
+    return v;
+}
+static inline uint32_t read_u32(const uint8_t* p) {
+    uint32_t v;
+    std::memcpy(&v, p, 4);
+    return v;
+}
+static inline float read_half(const uint8_t* p) { return f16_to_f32(read_u16(p)); }
+
+// 16 bytes as 32 nibbles, the low ones first.
+static inline b32 nibbles(const uint8_t* p) {
+    const b16 q = vread<b16>(p);
+    return join16(q & 15, q >> 4);
+}
+// Bit i of 32 as byte i: 255 or 0.
+static inline b32 bits_to_bytes(const uint8_t* p) {
+#if GGR_VNNI
+    return (b32)_mm256_movm_epi8(read_u32(p));
+#else
+    const b16 table = {p[0], p[1], p[2], p[3]};
+    const b32 which = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3};
+    const b32 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128,
+                     1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    return (b32)((lookup(table, which) & bit) == bit);
+#endif
+}
+// The values of IQ4_NL and IQ4_XS, and twice those of MXFP4 raised by 16.
+static inline b16 iq4_table() {
+    const b16 t = {(uint8_t)-127, (uint8_t)-104, (uint8_t)-83, (uint8_t)-65, (uint8_t)-49, (uint8_t)-35,
+                   (uint8_t)-22,  (uint8_t)-10,  1,            13,           25,           38,
+                   53,            69,            89,           113};
+    return t + WIDE_ZERO;
+}
+static inline b16 mxfp4_table() { return b16{16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4}; }
+
+static inline f8 bytes_to_f8(uint64_t bytes) {
+#if defined(__AVX2__)
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes)));
+#else
+    uint8_t b[8];
+    std::memcpy(b, &bytes, 8);
+    f8 v;
+    for (int i = 0; i < 8; ++i) v[i] = b[i];
+    return v;
+#endif
+}
+static inline f8 signed_bytes_to_f8(const void* p) {
+#if defined(__AVX2__)
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    int8_t b[8];
+    std::memcpy(b, p, 8);
+    f8 v;
+    for (int i = 0; i < 8; ++i) v[i] = b[i];
+    return v;
+#endif
+}
+
+// What the types with blocks of 32 share. T gives piece, and a half-precision scale (and minimum) at the block's start.
+template <class T, int BYTES, ActFormat FORMAT_, int ZERO_, bool WIDE_, bool MINIMUM_>
+struct Small {
+    static constexpr ActFormat FORMAT = FORMAT_;
+    static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES * PIECES, SUB = 32, ZERO = ZERO_;
+    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = true;
+
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        for (int i = 0; i < PIECES; i += 2)
+            join32(u + i * QK / BW, T::piece(p + i * BYTES), T::piece(p + (i + 1) * BYTES));
+    }
+    static inline f8 halves(const uint8_t* p) {
+        return half8(h8{read_u16(p), read_u16(p + BYTES), read_u16(p + 2 * BYTES), read_u16(p + 3 * BYTES),
+                        read_u16(p + 4 * BYTES), read_u16(p + 5 * BYTES), read_u16(p + 6 * BYTES),
+                        read_u16(p + 7 * BYTES)});
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) {
+        s[0] = halves(p);
+        if (MINIMUM) m[0] = halves(p + 2);
+    }
+    static inline float scale(const uint8_t* p) { return read_half(p); }
+    static inline float minimum(const uint8_t* p) { return read_half(p + 2); }
+};
+
+struct Q4_0 : Small<Q4_0, 18, ACT_Q8_0, 8, false, false> {
+    static inline b32 piece(const uint8_t* p) { return nibbles(p + 2); }
+};
+struct Q4_1 : Small<Q4_1, 20, ACT_Q8_1, 0, false, true> {
+    static inline b32 piece(const uint8_t* p) { return nibbles(p + 4); }
+};
+struct Q5_0 : Small<Q5_0, 22, ACT_Q8_0, 16, false, false> {
+    static inline b32 piece(const uint8_t* p) { return nibbles(p + 6) | (bits_to_bytes(p + 2) & 16); }
+};
+struct Q5_1 : Small<Q5_1, 24, ACT_Q8_1, 0, false, true> {
+    static inline b32 piece(const uint8_t* p) { return nibbles(p + 8) | (bits_to_bytes(p + 4) & 16); }
+};
+struct Q8_0 : Small<Q8_0, 34, ACT_Q8_0, WIDE_ZERO, true, false> {
+    static inline b32 piece(const uint8_t* p) { return vread<b32>(p + 2) ^ (uint8_t)WIDE_ZERO; }
+};
+struct IQ4_NL : Small<IQ4_NL, 18, ACT_Q8_0, WIDE_ZERO, true, false> {
+    static inline b32 piece(const uint8_t* p) { return lookup(iq4_table(), nibbles(p + 2)); }
+};
+struct MXFP4 : Small<MXFP4, 17, ACT_Q8_0, 16, false, false> {
+    static inline b32 piece(const uint8_t* p) { return lookup(mxfp4_table(), nibbles(p + 1)); }
+    // 2^(e - 127) / 2: the table holds doubled values. e < 2 gives subnormals.
+    static inline float scale(const uint8_t* p) {
+        const uint32_t bits = *p < 2 ? 0x200000u << *p : (uint32_t)(*p - 1) << 23;
+        float v;
+        std::memcpy(&v, &bits, 4);
+        return v;
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8*) {
+        s[0] = f8{scale(p),          scale(p + BLOCK),     scale(p + 2 * BLOCK), scale(p + 3 * BLOCK),
+                  scale(p + 4 * BLOCK), scale(p + 5 * BLOCK), scale(p + 6 * BLOCK), scale(p + 7 * BLOCK)};
+    }
+};
+
+// What the types with super-blocks share.
+template <int BYTES, int SUB_, int ZERO_, bool WIDE_, bool MINIMUM_>
+struct Super {
+    static constexpr ActFormat FORMAT = ACT_Q8_K;
+    static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES, SUB = SUB_, ZERO = ZERO_;
+    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = false;
+};
+
+struct Q2_K : Super<84, 16, 0, false, true> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        for (int n = 0; n < 2; ++n) {
+            const b32 q = vread<b32>(p + 16 + 32 * n);
+            join32(u + 4 * n * QK / BW, q & 3, (q >> 2) & 3);
+            join32(u + (4 * n + 2) * QK / BW, (q >> 4) & 3, q >> 6);
+        }
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) {
+        const float d = read_half(p + 80), dmin = -read_half(p + 82);
+        for (int i = 0; i < 2; ++i) {
+            uint64_t packed;
+            std::memcpy(&packed, p + 8 * i, 8);
+            s[i] = bytes_to_f8(packed & 0x0f0f0f0f0f0f0f0full) * d;
+            m[i] = bytes_to_f8(packed >> 4 & 0x0f0f0f0f0f0f0f0full) * dmin;
+        }
+    }
+};
+
+struct Q3_K : Super<110, 16, 4, false, false> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        const b32 high = vread<b32>(p);
+        for (int n = 0; n < 2; ++n) {
+            const b32 q = vread<b32>(p + 32 + 32 * n), h = n == 0 ? high : high >> 4;
+            join32(u + 4 * n * QK / BW, (q & 3) | ((h << 2) & 4), ((q >> 2) & 3) | ((h << 1) & 4));
+            join32(u + (4 * n + 2) * QK / BW, ((q >> 4) & 3) | (h & 4), (q >> 6) | ((h >> 1) & 4));
+        }
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8*) {
+        const float d = read_half(p + 108);
+        const uint32_t a = read_u32(p + 96), b = read_u32(p + 100), c = read_u32(p + 104);
+        const uint32_t low = 0x0f0f0f0fu, two = 0x03030303u;
+        const uint64_t first = (uint64_t)((b & low) | (c >> 2 & two) << 4) << 32 | ((a & low) | (c & two) << 4);
+        const uint64_t second =
+            (uint64_t)((b >> 4 & low) | (c >> 6 & two) << 4) << 32 | ((a >> 4 & low) | (c >> 4 & two) << 4);
+        s[0] = (bytes_to_f8(first) - 32.0f) * d;
+        s[1] = (bytes_to_f8(second) - 32.0f) * d;
+    }
+};
+
+// The 6-bit scales and minima of Q4_K and Q5_K: 12 bytes behind d and dmin.
+static inline void scales_q4_k(const uint8_t* p, f8* s, f8* m) {
+    const float d = read_half(p), dmin = -read_half(p + 2);
+    const uint32_t a = read_u32(p + 4), b = read_u32(p + 8), c = read_u32(p + 12);
+    const uint32_t six = 0x3f3f3f3fu, low = 0x0f0f0f0fu, top = 0x30303030u;
+    s[0] = bytes_to_f8((uint64_t)((c & low) | (a >> 2 & top)) << 32 | (a & six)) * d;
+    m[0] = bytes_to_f8((uint64_t)((c >> 4 & low) | (b >> 2 & top)) << 32 | (b & six)) * dmin;
+}
+
+struct Q4_K : Super<144, 32, 0, false, true> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        for (int i = 0; i < 4; ++i) {
+            const b32 q = vread<b32>(p + 16 + 32 * i);
+            join32(u + 2 * i * QK / BW, q & 15, q >> 4);
+        }
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) { scales_q4_k(p, s, m); }
+};
+
+struct Q5_K : Super<176, 32, 0, false, true> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        b32 high = vread<b32>(p + 16);
+        for (int i = 0; i < 4; ++i) {
+            const b32 q = vread<b32>(p + 48 + 32 * i);
+            join32(u + 2 * i * QK / BW, (q & 15) | ((high << 4) & 16), (q >> 4) | ((high << 3) & 16));
+            high >>= 2;
+        }
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) { scales_q4_k(p, s, m); }
+};
+
+struct Q6_K : Super<210, 16, 32, false, false> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        for (int n = 0; n < 2; ++n) {
+            const b32 a = vread<b32>(p + 64 * n), b = vread<b32>(p + 64 * n + 32), h = vread<b32>(p + 128 + 32 * n);
+            join32(u + 4 * n * QK / BW, (a & 15) | ((h << 4) & 48), (b & 15) | ((h << 2) & 48));
+            join32(u + (4 * n + 2) * QK / BW, (a >> 4) | (h & 48), (b >> 4) | ((h >> 2) & 48));
+        }
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8*) {
+        const float d = read_half(p + 208);
+        s[0] = signed_bytes_to_f8(p + 192) * d;
+        s[1] = signed_bytes_to_f8(p + 200) * d;
+    }
+};
+
+struct IQ4_XS : Super<136, 32, WIDE_ZERO, true, false> {
+    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        for (int i = 0; i < PIECES; i += 2)
+            join32(u + i * QK / BW, lookup(iq4_table(), nibbles(p + 8 + 16 * i)),
+                   lookup(iq4_table(), nibbles(p + 24 + 16 * i)));
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8*) {
+        const float d = read_half(p);
+        const uint64_t low = read_u32(p + 4), high = read_u16(p + 2);
+        uint64_t packed = 0;
+        for (int i = 0; i < 8; ++i) packed |= ((low >> 4 * i & 15) | (high >> 2 * i & 3) << 4) << 8 * i;
+        s[0] = (bytes_to_f8(packed) - 32.0f) * d;
+    }
+};
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr

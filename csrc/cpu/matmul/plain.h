@@ -1,0 +1,126 @@
+// The two engines of F32, F16 and BF16 weights. Activations are floats that were rounded to the weight's type.
+#pragma once
+
+#include "cpu/matmul/product.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+namespace {
+
+struct WeightF32 {
+    static constexpr ActFormat FORMAT = ACT_F32;
+    using Element = float;
+    static inline vf load(const float* p) { return vload(p); }
+    static inline float get(const float* p) { return *p; }
+};
+struct WeightF16 {
+    static constexpr ActFormat FORMAT = ACT_F16;
+    using Element = uint16_t;
+    static inline vf load(const uint16_t* p) { return vload_f16(p); }
+    static inline float get(const uint16_t* p) { return f16_to_f32(*p); }
+};
+struct WeightBF16 {
+    static constexpr ActFormat FORMAT = ACT_BF16;
+    using Element = uint16_t;
+    static inline vf load(const uint16_t* p) { return vload_bf16(p); }
+    static inline float get(const uint16_t* p) { return bf16_to_f32(*p); }
+};
+
+// Floor: the bytes of the rows over memory bandwidth.
+template <class W, int NR, int NC>
+static inline void dot_plain(const Product& p, int64_t row, const float* const* columns, float* const* out) {
+    vf acc[NR][NC] = {};
+    const typename W::Element* w[NR];
+    for (int r = 0; r < NR; ++r)
+        w[r] = reinterpret_cast<const typename W::Element*>(p.weights + (row + r) * p.row_bytes);
+    int64_t i = 0;
+    for (; i + VL <= p.k; i += VL) {
+        vf a[NC];
+#pragma GCC unroll 4
+        for (int c = 0; c < NC; ++c) a[c] = vload(columns[c] + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < NR; ++r) {
+            const vf x = W::load(w[r] + i);
+#pragma GCC unroll 4
+            for (int c = 0; c < NC; ++c) acc[r][c] += x * a[c];
+        }
+    }
+    for (int r = 0; r < NR; ++r)
+        for (int c = 0; c < NC; ++c) {
+            float s = vsum(acc[r][c]);
+            for (int64_t j = i; j < p.k; ++j) s += W::get(w[r] + j) * columns[c][j];
+            out[c][row + r] = s;
+        }
+}
+
+template <class W, int NR, int NC>
+static inline void all_rows_plain(const Product& p, int64_t c) {
+    const float* columns[NC];
+    for (int i = 0; i < NC; ++i) columns[i] = reinterpret_cast<const float*>(p.columns[c + i]);
+    int64_t row = 0;
+    for (; row + NR <= p.n_rows; row += NR) dot_plain<W, NR, NC>(p, row, columns, p.out + c);
+    for (; row < p.n_rows; ++row) dot_plain<W, 1, NC>(p, row, columns, p.out + c);
+}
+
+template <class W>
+void few_plain(const Product& p) {
+    int64_t c = 0;
+    for (; c + 4 <= p.n_columns; c += 4) all_rows_plain<W, 2, 4>(p, c);
+    if (p.n_columns - c >= 2) {
+        all_rows_plain<W, 4, 2>(p, c);
+        c += 2;
+    }
+    if (c < p.n_columns) all_rows_plain<W, 4, 1>(p, c);
+}
+
+// Panels: PANEL_ROWS rows as floats, the elements of one k beside each other. Floor: one fused multiply-add for VL rows
+// by one k by a column.
+template <class W>
+struct PlainPanel {
+    static constexpr ActFormat FORMAT = W::FORMAT;
+    static constexpr int64_t STEP = 128;
+
+    static void pack(const Product& p, int64_t k0, int64_t n, uint8_t* panel) {
+        float* to = reinterpret_cast<float*>(panel);
+        for (int row = 0; row < PANEL_ROWS; ++row) {
+            if (row >= p.n_rows) {
+                for (int64_t i = 0; i < n; ++i) to[i * PANEL_ROWS + row] = 0.0f;
+                continue;
+            }
+            const typename W::Element* from =
+                reinterpret_cast<const typename W::Element*>(p.weights + row * p.row_bytes) + k0;
+            for (int64_t i = 0; i < n; ++i) to[i * PANEL_ROWS + row] = W::get(from + i);
+        }
+    }
+
+    static void multiply(uint8_t* panel, int64_t k0, int64_t n, const uint8_t* const* columns, const ColumnLayout&,
+                         float* tile, bool add) {
+        const float* w = reinterpret_cast<const float*>(panel);
+        const float* a[TILE_COLUMNS];
+        vf sum[PANEL_VECTORS][TILE_COLUMNS];
+#pragma GCC unroll 8
+        for (int c = 0; c < TILE_COLUMNS; ++c) {
+            a[c] = reinterpret_cast<const float*>(columns[c]) + k0;
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; ++v)
+                sum[v][c] = add ? vload(tile + c * PANEL_ROWS + v * VL) : vf{};
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            vf x[PANEL_VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; ++v) x[v] = vload(w + i * PANEL_ROWS + v * VL);
+#pragma GCC unroll 8
+            for (int c = 0; c < TILE_COLUMNS; ++c)
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] += x[v] * a[c][i];
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < TILE_COLUMNS; ++c)
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; ++v) vstore(tile + c * PANEL_ROWS + v * VL, sum[v][c]);
+    }
+};
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr

@@ -1,0 +1,86 @@
+// The product of some rows of weights with some columns of activations: the interface between the engines, which know
+// one type each, and the ops, which know tensors.
+#pragma once
+
+#include "cpu/matmul/columns.h"
+#include "cpu/simd.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+
+// out[c][r] = sum over i < k of weights[r][i] * columns[c][i].
+struct Product {
+    const uint8_t* weights;
+    int64_t row_bytes;  // from row to row
+    int64_t n_rows;
+    int64_t k;
+    const uint8_t* const* columns;  // records of columns.h
+    float* const* out;              // where row 0 of each column goes
+    int64_t n_columns;
+    uint8_t* local;  // LOCAL_BYTES of scratch
+};
+
+struct Engine {
+    ActFormat format;
+    void (*few)(const Product& p);   // streams rows; any number of columns, made for up to FEW_COLUMNS
+    void (*many)(const Product& p);  // unpacks panels; at most PANEL_ROWS rows and MAX_COLUMNS columns
+};
+
+// Fill the engine of a weight type; false if there is none. One function a file of engines.
+bool float_engine(int32_t type, Engine* engine);
+bool small_engine(int32_t type, Engine* engine);
+bool super_engine(int32_t type, Engine* engine);
+
+namespace {
+
+// The register tile of panel products: PANEL_VECTORS vectors of VL rows by TILE_COLUMNS columns, an accumulator each.
+#if defined(__AVX512F__)
+constexpr int PANEL_VECTORS = 2, TILE_COLUMNS = 6;
+#elif defined(__AVX2__)
+constexpr int PANEL_VECTORS = 1, TILE_COLUMNS = 4;
+#else
+constexpr int PANEL_VECTORS = 2, TILE_COLUMNS = 2;
+#endif
+constexpr int PANEL_ROWS = PANEL_VECTORS * VL;
+constexpr int64_t MAX_COLUMNS = 512;  // of a panel product: its results wait in 64 KiB (AVX-512) of the L2 cache
+constexpr int64_t PADDED_COLUMNS = MAX_COLUMNS + 16;
+
+// Scratch of a panel product: results, one slice of the panel, its scales and minima, rows on their way into it.
+constexpr int64_t TILE_BYTES = PADDED_COLUMNS * PANEL_ROWS * 4;
+constexpr int64_t PANEL_BYTES = 512 * PANEL_ROWS;  // 512 of k as bytes, 128 as floats
+constexpr int64_t SCALE_BYTES = 512 / 16 * PANEL_ROWS * 4;
+constexpr int64_t ROWS_BYTES = VL * 256;
+constexpr int64_t LOCAL_BYTES = TILE_BYTES + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES + PADDED_COLUMNS * 8;
+
+// The loop that all panel products share. P: STEP elements of k at a time,
+//   pack(p, k0, n, panel)                              a slice of the panel
+//   multiply(panel, k0, n, columns, layout, tile, add)  TILE_COLUMNS columns with it; to the tile, or onto it
+template <class P>
+void many(const Product& p) {
+    float* tile = reinterpret_cast<float*>(p.local);
+    uint8_t* panel = p.local + TILE_BYTES;
+    const uint8_t** columns =
+        reinterpret_cast<const uint8_t**>(panel + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES);
+    const int64_t padded = (p.n_columns + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    for (int64_t c = 0; c < padded; ++c) columns[c] = p.columns[c < p.n_columns ? c : p.n_columns - 1];
+    const ColumnLayout layout = column_layout(P::FORMAT, p.k);
+    for (int64_t k0 = 0; k0 < p.k; k0 += P::STEP) {
+        const int64_t n = p.k - k0 < P::STEP ? p.k - k0 : P::STEP;
+        P::pack(p, k0, n, panel);
+        for (int64_t c = 0; c < padded; c += TILE_COLUMNS)
+            P::multiply(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
+    }
+    for (int64_t c = 0; c < p.n_columns; ++c) {
+        const float* from = tile + c * PANEL_ROWS;
+        float* to = p.out[c];
+        if (p.n_rows == PANEL_ROWS) {
+            for (int r = 0; r < PANEL_VECTORS; ++r) vstore(to + r * VL, vload(from + r * VL));
+        } else {
+            for (int64_t r = 0; r < p.n_rows; ++r) to[r] = from[r];
+        }
+    }
+}
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr

@@ -1,0 +1,252 @@
+// The two engines of quantised types, over any decoder.
+#pragma once
+
+#include "cpu/matmul/decoders.h"
+#include "cpu/matmul/product.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+namespace {
+
+static inline f8 column_part(const uint8_t* column, int64_t offset, int64_t index) {
+    return vread<f8>(column + offset + 4 * index);
+}
+
+// NR rows with NC columns, each byte of the weights read once. Floor: the bytes of the rows over memory bandwidth; on
+// AVX-512 256 elements cost about 4 dot products, 4 conversions, 4 multiplications and the unpacking, in 18 cycles for
+// the 144 bytes of Q4_K.
+template <class T, int NR, int NC>
+static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l, const uint8_t* const* columns,
+                            float* const* out) {
+    fv acc[NR][NC] = {};
+    f8 extra[NR][NC] = {};  // minima, and what is beyond the last group
+    const uint8_t* w = p.weights + row * p.row_bytes;
+    const int64_t groups = p.k / GROUP;
+    for (int64_t g = 0; g < groups; ++g) {
+        bv a[NC][REGISTERS];
+        iv start[NC][REGISTERS] = {};
+#pragma GCC unroll 4
+        for (int c = 0; c < NC; ++c)
+#pragma GCC unroll 8
+            for (int j = 0; j < REGISTERS; ++j) {
+                a[c][j] = vread<bv>(columns[c] + g * GROUP + j * BW);
+                if (T::ZERO != 0) start[c][j] -= dot<false>(iv{}, bv{} + (uint8_t)T::ZERO, a[c][j]);
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < NR; ++r) {
+            const uint8_t* group = w + r * p.row_bytes + g * T::GROUP_BYTES;
+            bv u[REGISTERS];
+            f8 s[2] = {}, m[2] = {};
+            T::unpack(group, u);
+            T::scales(group, s, m);
+#pragma GCC unroll 4
+            for (int c = 0; c < NC; ++c) {
+                f8 both[2];
+                if constexpr (T::SMALL) {
+                    both[0] = s[0] * column_part(columns[c], l.scale, g * PIECES);
+                    if (T::MINIMUM) extra[r][c] += m[0] * column_part(columns[c], l.sum, g * PIECES);
+                } else {
+                    float d;
+                    std::memcpy(&d, columns[c] + l.scale + 4 * g, 4);
+                    both[0] = s[0] * d;
+                    if (T::SUB == 16) both[1] = s[1] * d;
+                    if (T::MINIMUM && T::SUB == 32)
+                        extra[r][c] += m[0] * d * column_part(columns[c], l.sum, g * PIECES);
+                    if (T::MINIMUM && T::SUB == 16) {
+                        extra[r][c] += m[0] * d * column_part(columns[c], l.sum16, g * 2 * PIECES);
+                        extra[r][c] += m[1] * d * column_part(columns[c], l.sum16, g * 2 * PIECES + 8);
+                    }
+                }
+#pragma GCC unroll 8
+                for (int j = 0; j < REGISTERS; ++j)
+                    acc[r][c] += __builtin_convertvector(dot<T::WIDE>(start[c][j], u[j], a[c][j]), fv) *
+                                 spread<T::SUB>(both, j);
+            }
+        }
+    }
+    if constexpr (T::SMALL) {
+        for (int64_t b = groups * PIECES; b < p.k / QK; ++b)
+            for (int r = 0; r < NR; ++r) {
+                const uint8_t* block = w + r * p.row_bytes + b * T::BLOCK;
+                const b32 u = T::piece(block);
+                for (int c = 0; c < NC; ++c) {
+                    const b32 a = vread<b32>(columns[c] + b * QK);
+                    float d, sum;
+                    std::memcpy(&d, columns[c] + l.scale + 4 * b, 4);
+                    i8x start = {};
+                    if (T::ZERO != 0) start -= dot32<false>(i8x{}, b32{} + (uint8_t)T::ZERO, a);
+                    extra[r][c] +=
+                        __builtin_convertvector(dot32<T::WIDE>(start, u, a), f8) * (T::scale(block) * d);
+                    if (T::MINIMUM) {
+                        std::memcpy(&sum, columns[c] + l.sum + 4 * b, 4);
+                        extra[r][c][0] += T::minimum(block) * sum;
+                    }
+                }
+            }
+    }
+    for (int c = 0; c < NC; ++c)
+        for (int r = 0; r < NR; ++r) out[c][row + r] = sum8(fold8(acc[r][c]) + extra[r][c]);
+}
+
+template <class T, int NR, int NC>
+static inline void all_rows(const Product& p, const ColumnLayout& l, int64_t c) {
+    int64_t row = 0;
+    for (; row + NR <= p.n_rows; row += NR) dot_rows<T, NR, NC>(p, row, l, p.columns + c, p.out + c);
+    for (; row < p.n_rows; ++row) dot_rows<T, 1, NC>(p, row, l, p.columns + c, p.out + c);
+}
+
+template <class T>
+void few_quantised(const Product& p) {
+    const ColumnLayout l = column_layout(T::FORMAT, p.k);
+    int64_t c = 0;
+    for (; c + 4 <= p.n_columns; c += 4) all_rows<T, 1, 4>(p, l, c);
+    if (p.n_columns - c >= 2) {
+        all_rows<T, 2, 2>(p, l, c);
+        c += 2;
+    }
+    if (c < p.n_columns) all_rows<T, 4, 1>(p, l, c);
+}
+
+// Panels: PANEL_ROWS rows as bytes, four of k beside each other for every row, so that lanes are rows and one broadcast
+// of four activations meets all of them. Floor on AVX-512: one vpdpbusd for 16 rows by 4 of k by a column, and a
+// conversion and two multiplications per 32 of k: 80 % of the dot products' rate.
+template <class T>
+struct QuantPanel {
+    static constexpr ActFormat FORMAT = T::FORMAT;
+    static constexpr int64_t STEP = 512;
+    static constexpr int SUBS = GROUP / T::SUB;
+
+    static inline float* scales_of(uint8_t* panel) { return reinterpret_cast<float*>(panel + PANEL_BYTES); }
+    static inline float* minima_of(uint8_t* panel) {
+        return reinterpret_cast<float*>(panel + PANEL_BYTES + SCALE_BYTES);
+    }
+
+    static void pack(const Product& p, int64_t k0, int64_t n, uint8_t* panel) {
+        uint8_t* rows = panel + PANEL_BYTES + 2 * SCALE_BYTES;
+        float *scales = scales_of(panel), *minima = minima_of(panel);
+        for (int v = 0; v < PANEL_VECTORS; ++v) {
+            for (int64_t g = 0; g < n; g += GROUP) {
+                const int pieces = n - g < GROUP ? (int)((n - g) / QK) : PIECES;
+                for (int lane = 0; lane < VL; ++lane) {
+                    const int64_t row = v * VL + lane;
+                    float* s_to = scales + (g / T::SUB * PANEL_VECTORS + v) * VL + lane;
+                    float* m_to = minima + (g / T::SUB * PANEL_VECTORS + v) * VL + lane;
+                    if (row >= p.n_rows) {
+                        for (int i = 0; i < SUBS; ++i) s_to[i * PANEL_ROWS] = m_to[i * PANEL_ROWS] = 0.0f;
+                        continue;
+                    }
+                    const uint8_t* from = p.weights + row * p.row_bytes + (k0 + g) / (T::SMALL ? QK : GROUP) * T::BLOCK;
+                    unpack_row(from, pieces, rows + lane * GROUP, s_to, m_to);
+                }
+                transpose(rows, 8 * pieces, panel + g * PANEL_ROWS + v * VL * 4);
+            }
+        }
+    }
+
+    static inline void unpack_row(const uint8_t* from, int pieces, uint8_t* row, float* s_to, float* m_to) {
+        f8 s[2] = {}, m[2] = {};
+        if (pieces == PIECES) {
+            bv u[REGISTERS];
+            T::unpack(from, u);
+            for (int j = 0; j < REGISTERS; ++j) vwrite(row + j * BW, u[j]);
+            T::scales(from, s, m);
+        } else if constexpr (T::SMALL) {
+            for (int i = 0; i < pieces; ++i) {
+                vwrite(row + i * QK, T::piece(from + i * T::BLOCK));
+                s[0][i] = T::scale(from + i * T::BLOCK);
+                if (T::MINIMUM) m[0][i] = T::minimum(from + i * T::BLOCK);
+            }
+        }
+        for (int i = 0; i < SUBS; ++i) {
+            s_to[i * PANEL_ROWS] = s[i / 8][i % 8];
+            if (T::MINIMUM) m_to[i * PANEL_ROWS] = m[i / 8][i % 8];
+        }
+    }
+
+    // rows[VL][GROUP] bytes to fours[i][VL], `fours` apart by a panel's row.
+    static inline void transpose(const uint8_t* rows, int n, uint8_t* to) {
+        for (int i = 0; i < n; ++i)
+            for (int lane = 0; lane < VL; ++lane)
+                std::memcpy(to + i * PANEL_ROWS * 4 + lane * 4, rows + lane * GROUP + i * 4, 4);
+    }
+
+    // Dot products of SUB elements, from the zero points' part on.
+    static inline void dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k, int64_t negative,
+                            int64_t sub, vi acc[PANEL_VECTORS][TILE_COLUMNS]) {
+#pragma GCC unroll 8
+        for (int c = 0; c < TILE_COLUMNS; ++c) {
+            vi start = {};
+            if (T::ZERO != 0) {
+                int32_t sum;
+                std::memcpy(&sum, columns[c] + negative + 4 * sub, 4);
+                start = vset_i(sum) * T::ZERO;
+            }
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; ++v) acc[v][c] = start;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < T::SUB / 4; ++i) {
+            bl w[PANEL_VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; ++v) w[v] = vread<bl>(fours + (i * PANEL_VECTORS + v) * VL * 4);
+#pragma GCC unroll 8
+            for (int c = 0; c < TILE_COLUMNS; ++c) {
+                const vi a = load_four(reinterpret_cast<const int8_t*>(columns[c] + k + 4 * i));
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; ++v) acc[v][c] = dot_lanes<T::WIDE>(acc[v][c], w[v], a);
+            }
+        }
+    }
+
+    static inline float element(const uint8_t* column, int64_t offset, int64_t index) {
+        float x;
+        std::memcpy(&x, column + offset + 4 * index, 4);
+        return x;
+    }
+
+    static void multiply(uint8_t* panel, int64_t k0, int64_t n, const uint8_t* const* columns, const ColumnLayout& l,
+                         float* tile, bool add) {
+        const float *scales = scales_of(panel), *minima = minima_of(panel);
+        constexpr int64_t SPAN = T::SMALL ? STEP : GROUP;  // elements that are summed in registers
+        for (int64_t g = 0; g < n; g += SPAN) {
+            vf sum[PANEL_VECTORS][TILE_COLUMNS] = {};
+            const int64_t end = g + SPAN < n ? g + SPAN : n;
+            for (int64_t i = g; i < end; i += T::SUB) {
+                const int64_t sub = (k0 + i) / T::SUB;
+                vi acc[PANEL_VECTORS][TILE_COLUMNS];
+                dots(panel + i * PANEL_ROWS, columns, k0 + i, T::SUB == 32 ? l.negative : l.negative16, sub, acc);
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; ++v) {
+                    const vf s = vload(scales + (i / T::SUB * PANEL_VECTORS + v) * VL);
+                    vf m = {};
+                    if (T::MINIMUM) m = vload(minima + (i / T::SUB * PANEL_VECTORS + v) * VL);
+#pragma GCC unroll 8
+                    for (int c = 0; c < TILE_COLUMNS; ++c) {
+                        vf x = __builtin_convertvector(acc[v][c], vf) * s;
+                        if (T::SMALL) x *= element(columns[c], l.scale, sub);
+                        sum[v][c] += x;
+                        if (T::MINIMUM) sum[v][c] += m * element(columns[c], T::SUB == 32 ? l.sum : l.sum16, sub);
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int c = 0; c < TILE_COLUMNS; ++c)
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; ++v) {
+                    float* to = tile + c * PANEL_ROWS + v * VL;
+                    const vf before = add || g > 0 ? vload(to) : vf{};
+                    const float d = T::SMALL ? 1.0f : element(columns[c], l.scale, (k0 + g) / GROUP);
+                    vstore(to, before + sum[v][c] * d);
+                }
+        }
+    }
+};
+
+template <class T>
+static inline void fill_engine(Engine* engine) {
+    *engine = {T::FORMAT, few_quantised<T>, many<QuantPanel<T>>};
+}
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr
