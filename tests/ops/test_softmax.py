@@ -22,7 +22,11 @@ def slopes(n_head: int, max_bias: float) -> np.ndarray:
 
 
 def oracle(
-    a: np.ndarray, scale: float = 1.0, mask: np.ndarray | None = None, max_bias: float = 0.0, sinks: np.ndarray | None = None
+    a: np.ndarray,
+    scale: float = 1.0,
+    mask: np.ndarray | None = None,
+    max_bias: float = 0.0,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Softmax of `a` (batch, head, row, n)."""
     logits = a.astype(np.float64) * scale
