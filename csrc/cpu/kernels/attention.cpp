@@ -1,7 +1,145 @@
+// FLASH_ATTN_EXT: out = softmax(cap(q k^T * scale) + slope * mask) v, without the score matrix in memory. q is f32, K
+// and V of any type that can be turned into f32, each; all arithmetic is in f32 whatever precision the node asks for.
+//
+// Long KV ranges with too few heads to occupy all workers are split; a second step then joins the parts.
+#include "cpu/attention/few_rows.h"
+#include "cpu/attention/many_rows.h"
 #include "cpu/level.h"
 
 GGR_KERNELS_BEGIN
 
-void register_attention(OpTable&) {}
+namespace {
+
+// Refused beyond: scratch grows with the head's size (64 rows of a tile), and none in use has more than 576.
+constexpr int64_t MAX_HEAD_SIZE = 8192;
+// A range shorter than this is not split further.
+constexpr int64_t MIN_SPLIT = 128;
+// Nodes of less work (see below) than this are not split: joining costs a barrier.
+constexpr int64_t MIN_SPLIT_WORK = 32768;
+// Items wanted per worker, so that they end together although masks make them unequal.
+constexpr int64_t ITEMS_PER_WORKER = 4;
+
+using Attend = void (*)(const Problem&, int64_t, Worker&, uint8_t*);
+
+// Items: see Problem and Item.
+template <Attend FN>
+bool run(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Problem p(step);
+    for (int64_t item = begin; item < end; ++item) FN(p, item, worker, worker.shared + step.offset[0]);
+    return true;
+}
+
+// Items are rows of dst, the partial results of each lie side by side.
+bool join(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Problem p(step);
+    const int64_t dv = p.v.ne[0], stride = p.partial_stride();
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t query = item % p.q.ne[1], head = item / p.q.ne[1] % p.q.ne[2];
+        const int64_t batch = item / (p.q.ne[1] * p.q.ne[2]);
+        const float* parts = p.partial(worker.shared + step.offset[0], query, head, batch, 0);
+        float* out = p.out_row(query, head, batch);
+        float top = MINUS_INF, sum = 0.0f;
+        for (int64_t s = 0; s < p.n_splits; ++s) top = parts[s * stride] > top ? parts[s * stride] : top;
+        const float base = top == MINUS_INF ? 0.0f : top;
+        for (int64_t s = 0; s < p.n_splits; ++s)
+            sum += parts[s * stride + 1] * __builtin_expf(parts[s * stride] - base);
+        const float factor = final_factor(p, head, top, sum);
+        std::memset(out, 0, static_cast<size_t>(dv) * sizeof(float));
+        for (int64_t s = 0; s < p.n_splits; ++s) {
+            const float weight = __builtin_expf(parts[s * stride] - base) * factor;
+            const float* part = parts + s * stride + 2;
+            int64_t i = 0;
+            for (; i + VL <= dv; i += VL) vstore(out + i, vload(out + i) + vload(part + i) * weight);
+            for (; i < dv; ++i) out[i] += part[i] * weight;
+        }
+    }
+    return true;
+}
+
+int64_t common_divisor(int64_t a, int64_t b) {
+    while (b != 0) {
+        const int64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+bool divides(int64_t part, int64_t whole) { return part > 0 && whole % part == 0; }
+
+// Relies on: dst [dv, n_head, n_q, batch]. What the loops trust beyond that is checked here.
+bool check(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &q = *node.src[0], &k = *node.src[1], &v = *node.src[2];
+    const Tensor *mask = node.src[3], *sinks = node.src[4];
+    if (q.type != TYPE_F32 || node.type != TYPE_F32 || dequant_row_for(k.type) == nullptr ||
+        dequant_row_for(v.type) == nullptr)
+        return builder.unsupported(node, "q %s, K %s, V %s", type_traits(q.type)->name, type_traits(k.type)->name,
+                                   type_traits(v.type)->name);
+    if (mask != nullptr && mask->type != TYPE_F16)
+        return builder.unsupported(node, "a mask of type %s", type_traits(mask->type)->name);
+    if (!rows_contiguous(q) || !rows_contiguous(k) || !rows_contiguous(v) || !rows_contiguous(node) ||
+        (mask != nullptr && !rows_contiguous(*mask)))
+        return builder.unsupported(node, "rows with gaps between elements");
+    if (k.ne[0] > MAX_HEAD_SIZE || v.ne[0] > MAX_HEAD_SIZE)
+        return builder.unsupported(node, "heads of more than %lld channels", static_cast<long long>(MAX_HEAD_SIZE));
+    if (k.ne[0] != q.ne[0] || k.ne[1] != v.ne[1] || !divides(k.ne[2], q.ne[2]) || !divides(v.ne[2], q.ne[2]) ||
+        !divides(k.ne[3], q.ne[3]) || !divides(v.ne[3], q.ne[3]))
+        return builder.unsupported(node, "K and V whose shapes do not fit q");
+    if (mask != nullptr && (mask->ne[0] < k.ne[1] || mask->ne[1] < q.ne[1] || mask->ne[2] < 1 || mask->ne[3] < 1))
+        return builder.unsupported(node, "a mask smaller than the scores");
+    if (sinks != nullptr && (sinks->type != TYPE_F32 || sinks->ne[0] < q.ne[2]))
+        return builder.unsupported(node, "sinks that are not one f32 a head");
+    return true;
+}
+
+bool prepare(PlanBuilder& builder, const Tensor& node) {
+    if (!check(builder, node)) return false;
+    const Tensor &q = *node.src[0], &k = *node.src[1], &v = *node.src[2];
+    const int64_t n_kv = k.ne[1], dk = k.ne[0], dv = v.ne[0];
+    const int64_t group = common_divisor(q.ne[2] / k.ne[2], q.ne[2] / v.ne[2]), rows = group * q.ne[1];
+    const bool few = rows <= FEW_ROWS;
+    const int64_t tile = few ? FEW_ROWS : ROW_TILE;
+    const int64_t n_units = q.ne[3] * (q.ne[2] / group) * ((rows + tile - 1) / tile);
+    const int64_t n_rows = q.ne[1] * q.ne[2] * q.ne[3];
+    const int64_t work = n_rows * n_kv * (dk + dv) / 4;  // multiply-adds are four times as fast as what work counts
+    const int64_t wanted = ITEMS_PER_WORKER * builder.n_workers();
+    int64_t split_length = n_kv > 0 ? n_kv : 1;
+    if (builder.n_workers() > 1 && n_units < wanted && work >= MIN_SPLIT_WORK) {
+        const int64_t parts = (wanted + n_units - 1) / n_units, length = round_up((n_kv + parts - 1) / parts, KV_TILE);
+        split_length = length < MIN_SPLIT ? MIN_SPLIT : length;
+    }
+    const int64_t n_splits = n_kv > split_length ? (n_kv + split_length - 1) / split_length : 1;
+    builder.need_local(few ? FewRows::bytes(dk, dv) : ManyRows::bytes(dk, dv));
+
+    const int64_t partial_bytes = n_splits > 1 ? n_rows * n_splits * (dv + 2) * int64_t{4} : 0;
+    const int64_t offset = n_splits > 1 ? builder.scratch(partial_bytes) : 0;
+    const auto set = [&](Step& step) {
+        for (int i = 0; i < 5; ++i) step.src[i] = node.src[i];
+        step.arg.i64[ARG_GROUP] = group;
+        step.arg.i64[ARG_TILE] = tile;
+        step.arg.i64[ARG_SPLITS] = n_splits;
+        step.arg.i64[ARG_SPLIT_LENGTH] = split_length;
+        step.offset[0] = offset;
+    };
+    const Step::Fn fn = few ? run<attend_few_rows> : run<attend_many_rows>;
+    Step& step =
+        n_splits > 1 ? builder.add_bare(fn, &node, n_units * n_splits, work) : builder.add(fn, node, n_units, work);
+    set(step);
+    if (!step.serial) step.grain = 1;
+    if (n_splits == 1) return true;
+    for (int i = 0; i < 5; ++i)
+        if (node.src[i] != nullptr) builder.reads(*node.src[i]);
+    builder.writes_scratch(offset, partial_bytes);
+
+    set(builder.add_bare(join, &node, n_rows, n_rows * n_splits * dv));
+    builder.reads_scratch(offset, partial_bytes);
+    if (node.src[4] != nullptr) builder.reads(*node.src[4]);
+    builder.writes(node);
+    return true;
+}
+
+}  // namespace
+
+void register_attention(OpTable& table) { table.prepare[OP_FLASH_ATTN_EXT] = prepare; }
 
 GGR_KERNELS_END

@@ -1,0 +1,260 @@
+// Attention of few query rows (decode): K and V are streamed once, each vector of them converted in registers and used
+// for all rows of a block. Floor: bytes of the live K and V rows over memory bandwidth.
+#pragma once
+
+#include "cpu/attention/problem.h"
+#include "cpu/quants/dequant.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+namespace {
+
+// Rows of a block: RB x 4 sums and the operands must fit the registers.
+#if defined(__AVX512F__)
+constexpr int RB = 4;
+#else
+constexpr int RB = 2;
+#endif
+constexpr int KB = 4;  // K rows and V vectors of a block
+
+// Sums over the lanes of four vectors.
+static inline void vsum4(vf a, vf b, vf c, vf d, float* out) {
+#if defined(__x86_64__)
+    const auto fold = [](vf v) -> __m128 {
+#if defined(__AVX512F__)
+        const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+        return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif defined(__AVX2__)
+        return _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+        return (__m128)v;
+#endif
+    };
+    _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))));
+#elif defined(__aarch64__)
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32((float32x4_t)a, (float32x4_t)b), vpaddq_f32((float32x4_t)c, (float32x4_t)d)));
+#else
+    out[0] = vsum(a), out[1] = vsum(b), out[2] = vsum(c), out[3] = vsum(d);
+#endif
+}
+
+// scores[r][0 .. 3] = q[r] . k[0 .. 3], R rows. q is padded with zeros to whole vectors, the rows of K are not.
+template <class F, int R>
+void dots(const float* q, int64_t ldq, const uint8_t* const* k, int64_t d, float* scores) {
+    using E = typename F::Element;
+    vf sum[R][KB] = {};
+    int64_t i = 0;
+    for (; i + VL <= d; i += VL) {
+        vf key[KB];
+#pragma GCC unroll 4
+        for (int j = 0; j < KB; ++j) key[j] = F::load(reinterpret_cast<const E*>(k[j]) + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const vf x = vload(q + r * ldq + i);
+#pragma GCC unroll 4
+            for (int j = 0; j < KB; ++j) sum[r][j] += x * key[j];
+        }
+    }
+    if (i < d) {
+        for (int j = 0; j < KB; ++j) {
+            const vf key = load_tail<F>(reinterpret_cast<const E*>(k[j]) + i, d - i);
+            for (int r = 0; r < R; ++r) sum[r][j] += vload(q + r * ldq + i) * key;
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) vsum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * KV_TILE);
+}
+
+// out[r][0 .. B vectors) += sum over j of weights[r][j] * v[j][...], R rows.
+template <class F, int R, int B>
+void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t column) {
+    using E = typename F::Element;
+    vf sum[R][B];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) sum[r][b] = vload(out + r * ldo + b * VL);
+    for (int64_t j = 0; j < n; ++j) {
+        const E* row = reinterpret_cast<const E*>(v[j]) + column;
+        vf value[B];
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) value[b] = F::load(row + b * VL);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const float w = weights[r * KV_TILE + j];
+#pragma GCC unroll 4
+            for (int b = 0; b < B; ++b) sum[r][b] += value[b] * w;
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) vstore(out + r * ldo + b * VL, sum[r][b]);
+}
+
+// Scores of R rows for all positions of a visit.
+template <class F, int R>
+void score_rows(const float* q, int64_t ldq, const uint8_t* const* k, int64_t n, int64_t d, float* scores) {
+    for (int64_t j = 0; j < n; j += KB) dots<F, R>(q, ldq, k + j, d, scores + j);
+}
+
+template <class F, int R>
+void mix_rows(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t d) {
+    int64_t i = 0;
+    for (; i + KB * VL <= d; i += KB * VL) mix<F, R, KB>(out + i, ldo, weights, v, n, i);
+    for (; i + VL <= d; i += VL) mix<F, R, 1>(out + i, ldo, weights, v, n, i);
+    if (i == d) return;
+    for (int64_t j = 0; j < n; ++j) {
+        const vf value = load_tail<F>(reinterpret_cast<const typename F::Element*>(v[j]) + i, d - i);
+        for (int r = 0; r < R; ++r)
+            vstore(out + r * ldo + i, vload(out + r * ldo + i) + value * weights[r * KV_TILE + j]);
+    }
+}
+
+using ScoreRows = void (*)(const float*, int64_t, const uint8_t* const*, int64_t, int64_t, float*);
+using MixRows = void (*)(float*, int64_t, const float*, const uint8_t* const*, int64_t, int64_t);
+
+// How rows of K or V are read: directly in a plain type, or turned into f32 first.
+template <class F>
+static constexpr ScoreRows SCORE[RB] = {
+    score_rows<F, 1>,
+    score_rows<F, 2>,
+#if defined(__AVX512F__)
+    score_rows<F, 3>,
+    score_rows<F, 4>,
+#endif
+};
+template <class F>
+static constexpr MixRows MIX[RB] = {
+    mix_rows<F, 1>,
+    mix_rows<F, 2>,
+#if defined(__AVX512F__)
+    mix_rows<F, 3>,
+    mix_rows<F, 4>,
+#endif
+};
+static inline const ScoreRows* score_for(int32_t type) {
+    return type == TYPE_F16 ? SCORE<RowF16> : type == TYPE_BF16 ? SCORE<RowBF16> : SCORE<RowF32>;
+}
+static inline const MixRows* mix_for(int32_t type) {
+    return type == TYPE_F16 ? MIX<RowF16> : type == TYPE_BF16 ? MIX<RowBF16> : MIX<RowF32>;
+}
+
+// Pointers to the rows of a visit, followed by KB - 1 repetitions of the last; quantised rows become f32 in
+// `converted`.
+static inline void visit_rows(const Visit& visit, const Tensor& t, const uint8_t* head, float* converted,
+                              const uint8_t** rows) {
+    const DequantRow dequant = is_quantized(t.type) ? dequant_row_for(t.type) : nullptr;
+    for (int64_t j = 0; j < visit.n; ++j) {
+        rows[j] = head + visit.position[j] * t.nb[1];
+        if (dequant != nullptr) {
+            dequant(rows[j], converted + j * t.ne[0], t.ne[0]);
+            rows[j] = reinterpret_cast<const uint8_t*>(converted + j * t.ne[0]);
+        }
+    }
+    for (int64_t j = visit.n; j < visit.n + KB - 1; ++j) rows[j] = rows[visit.n - 1];
+}
+
+struct FewRows {
+    int64_t ldq, ldo;
+    float *q, *out, *converted;
+
+    static int64_t bytes(int64_t dk, int64_t dv) {
+        return (FEW_ROWS * (round_up(dk, VL) + round_up(dv, VL)) + KV_TILE * (dk > dv ? dk : dv)) * 4;
+    }
+    FewRows(uint8_t* local, int64_t dk, int64_t dv) : ldq(round_up(dk, VL)), ldo(round_up(dv, VL)) {
+        q = reinterpret_cast<float*>(local);
+        out = q + FEW_ROWS * ldq;
+        converted = out + FEW_ROWS * ldo;
+    }
+};
+
+// Turn scores into weights, with the running maximum and sum; earlier results shrink when the maximum grows.
+static inline void weigh_row(const Problem& p, const Item& item, const Visit& visit, int64_t r, float* scores,
+                             float* maximum, float* sum, float* out, int64_t ldo) {
+    float mask[KV_TILE];
+    if (visit.masked) mask_values(visit, item.row_mask[r], item.slope[r], mask);
+    vf top = vf{} + MINUS_INF;
+    for (int64_t j = visit.n; j < round_up(visit.n, VL); ++j) {
+        scores[j] = MINUS_INF;
+        mask[j] = 0.0f;
+    }
+    for (int64_t j = 0; j < visit.n; j += VL) {
+        vf s = vload(scores + j);
+        if (p.softcap != 0.0f) {
+            s = soft_cap(s, p.softcap);
+            if (j + VL > visit.n) {
+                vstore(scores + j, s);
+                s = load_tail<RowF32>(scores + j, visit.n - j, MINUS_INF);
+            }
+        }
+        if (visit.masked) s += vload(mask + j);
+        vstore(scores + j, s);
+        top = vmax(s, top);
+    }
+    const float visit_top = vmax_of(top), old = *maximum;
+    const float m = visit_top > old ? visit_top : old, base = m == MINUS_INF ? 0.0f : m;
+    vf total = {};
+    for (int64_t j = 0; j < visit.n; j += VL) {
+        const vf w = vexp(vload(scores + j) - base);
+        vstore(scores + j, w);
+        total += w;
+    }
+    if (m > old) {
+        const float shrink = __builtin_expf(old - base);
+        *sum *= shrink;
+        *maximum = m;
+        for (int64_t i = 0; i < ldo; i += VL) vstore(out + i, vload(out + i) * shrink);
+    }
+    *sum += vsum(total);
+}
+
+static inline void attend_few_rows(const Problem& p, int64_t index, Worker& worker, uint8_t* partials) {
+    const int64_t dk = p.k.ne[0], dv = p.v.ne[0];
+    Item item(p, index);
+    const FewRows local(worker.local, dk, dv);
+    float maximum[FEW_ROWS], sum[FEW_ROWS] = {}, scores[FEW_ROWS * KV_TILE];
+    const uint8_t* rows[KV_TILE + KB];
+    for (int64_t r = 0; r < item.n_rows; ++r) {
+        const float* from = item.query_row(p, r);
+        for (int64_t i = 0; i < local.ldq; ++i) local.q[r * local.ldq + i] = i < dk ? from[i] * p.scale : 0.0f;
+        maximum[r] = MINUS_INF;
+    }
+    std::memset(local.out, 0, static_cast<size_t>(item.n_rows * local.ldo) * sizeof(float));
+    const ScoreRows* score = score_for(p.k.type);
+    const MixRows* mixer = mix_for(p.v.type);
+    Visit visit;
+    while (next_visit(p, item, visit)) {
+        visit_rows(visit, p.k, item.k, local.converted, rows);
+        for (int64_t r = 0; r < item.n_rows; r += RB) {
+            const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
+            score[n - 1](local.q + r * local.ldq, local.ldq, rows, visit.n, dk, scores + r * KV_TILE);
+        }
+        for (int64_t r = 0; r < item.n_rows; ++r)
+            weigh_row(p, item, visit, r, scores + r * KV_TILE, maximum + r, sum + r, local.out + r * local.ldo,
+                      local.ldo);
+        visit_rows(visit, p.v, item.v, local.converted, rows);
+        for (int64_t r = 0; r < item.n_rows; r += RB) {
+            const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
+            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, rows, visit.n, dv);
+        }
+    }
+    for (int64_t r = 0; r < item.n_rows; ++r) {
+        const int64_t query = item.query(p, r), head = item.head(p, r);
+        const float* from = local.out + r * local.ldo;
+        if (p.n_splits == 1) {
+            const float factor = final_factor(p, head, maximum[r], sum[r]);
+            float* to = p.out_row(query, head, item.batch);
+            for (int64_t i = 0; i < dv; ++i) to[i] = from[i] * factor;
+        } else {
+            float* to = p.partial(partials, query, head, item.batch, item.split);
+            to[0] = maximum[r];
+            to[1] = sum[r];
+            std::memcpy(to + 2, from, static_cast<size_t>(dv) * sizeof(float));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr
