@@ -19,22 +19,33 @@ constexpr int KB = 4;  // K rows and V vectors of a block
 
 // Sums over the lanes of four vectors.
 static inline void vsum4(vf a, vf b, vf c, vf d, float* out) {
-#if defined(__x86_64__)
-    const auto fold = [](vf v) -> __m128 {
 #if defined(__AVX512F__)
-        const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
-        return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    // Within each 128-bit part: a, b, c, d beside each other after two rounds of interleaving and adding.
+    const __m512 x = (__m512)a, y = (__m512)b, z = (__m512)c, w = (__m512)d;
+    const __m512d xy = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    const __m512d zw = (__m512d)_mm512_add_ps(_mm512_unpacklo_ps(z, w), _mm512_unpackhi_ps(z, w));
+    const __m512 parts = _mm512_add_ps((__m512)_mm512_unpacklo_pd(xy, zw), (__m512)_mm512_unpackhi_pd(xy, zw));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(parts), _mm512_extractf32x8_ps(parts, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 #elif defined(__AVX2__)
-        return _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-#else
-        return (__m128)v;
-#endif
-    };
-    _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))));
+    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b), cd = _mm256_hadd_ps((__m256)c, (__m256)d);
+    const __m256 parts = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(parts), _mm256_extractf128_ps(parts, 1)));
+#elif defined(__x86_64__)
+    _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps((__m128)a, (__m128)b), _mm_hadd_ps((__m128)c, (__m128)d)));
 #elif defined(__aarch64__)
     vst1q_f32(out, vpaddq_f32(vpaddq_f32((float32x4_t)a, (float32x4_t)b), vpaddq_f32((float32x4_t)c, (float32x4_t)d)));
 #else
     out[0] = vsum(a), out[1] = vsum(b), out[2] = vsum(c), out[3] = vsum(d);
+#endif
+}
+
+// Largest lane; lanes are no NaN (vmax passes those over).
+static inline float largest_lane(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    return vmax_of(v);
 #endif
 }
 
@@ -171,7 +182,7 @@ struct FewRows {
 
 // Turn scores into weights, with the running maximum and sum; earlier results shrink when the maximum grows.
 static inline void weigh_row(const Problem& p, const Item& item, const Visit& visit, int64_t r, float* scores,
-                             float* maximum, float* sum, float* out, int64_t ldo) {
+                             float* maximum, vf* sum, float* out, int64_t ldo) {
     float mask[KV_TILE];
     if (visit.masked) mask_values(visit, item.row_mask[r], item.slope[r], mask);
     vf top = vf{} + MINUS_INF;
@@ -192,7 +203,7 @@ static inline void weigh_row(const Problem& p, const Item& item, const Visit& vi
         vstore(scores + j, s);
         top = vmax(s, top);
     }
-    const float visit_top = vmax_of(top), old = *maximum;
+    const float visit_top = largest_lane(top), old = *maximum;
     const float m = visit_top > old ? visit_top : old, base = m == MINUS_INF ? 0.0f : m;
     vf total = {};
     for (int64_t j = 0; j < visit.n; j += VL) {
@@ -202,18 +213,19 @@ static inline void weigh_row(const Problem& p, const Item& item, const Visit& vi
     }
     if (m > old) {
         const float shrink = __builtin_expf(old - base);
-        *sum *= shrink;
+        *sum = *sum * shrink;
         *maximum = m;
         for (int64_t i = 0; i < ldo; i += VL) vstore(out + i, vload(out + i) * shrink);
     }
-    *sum += vsum(total);
+    *sum += total;
 }
 
 static inline void attend_few_rows(const Problem& p, int64_t index, Worker& worker, uint8_t* partials) {
     const int64_t dk = p.k.ne[0], dv = p.v.ne[0];
     Item item(p, index);
     const FewRows local(worker.local, dk, dv);
-    float maximum[FEW_ROWS], sum[FEW_ROWS] = {}, scores[FEW_ROWS * KV_TILE];
+    float maximum[FEW_ROWS], scores[FEW_ROWS * KV_TILE];
+    vf sum[FEW_ROWS] = {};  // by lanes
     const uint8_t* rows[KV_TILE + KB];
     for (int64_t r = 0; r < item.n_rows; ++r) {
         const float* from = item.query_row(p, r);
@@ -243,13 +255,13 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
         const int64_t query = item.query(p, r), head = item.head(p, r);
         const float* from = local.out + r * local.ldo;
         if (p.n_splits == 1) {
-            const float factor = final_factor(p, head, maximum[r], sum[r]);
+            const float factor = final_factor(p, head, maximum[r], vsum(sum[r]));
             float* to = p.out_row(query, head, item.batch);
             for (int64_t i = 0; i < dv; ++i) to[i] = from[i] * factor;
         } else {
             float* to = p.partial(partials, query, head, item.batch, item.split);
             to[0] = maximum[r];
-            to[1] = sum[r];
+            to[1] = vsum(sum[r]);
             std::memcpy(to + 2, from, static_cast<size_t>(dv) * sizeof(float));
         }
     }
