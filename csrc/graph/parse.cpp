@@ -132,7 +132,11 @@ bool Parser::references(Graph* g, const WireTensor& w, uint32_t position) {
         if (w.src[i] == 0) continue;
         if (w.src[i] == w.id) {
             // A type cast is built as CPY whose destination is the node itself.
-            if (t->op == OP_CPY && i == 1) continue;
+            if (t->op == OP_CPY && i == 1) {
+                t->src[i] = t;
+                t->n_src = i + 1;
+                continue;
+            }
             return err_->fail(Code::graph, "%s: tensor '%s': source %d is the tensor itself", COMMAND, w.name, i);
         }
         const int64_t at = map_->find(w.src[i]);
@@ -232,6 +236,8 @@ bool Parser::nodes(Graph* g, const uint8_t* ids, uint32_t n) {
         if (op_traits(t->op)->noop) continue;
         if (dialect_.compute_flag && (t->flags & FLAG_COMPUTE) == 0) continue;
         if (!runnable(*t)) return false;
+        // Nothing to write: the result is what it was.
+        if (t->op == OP_SET_ROWS && (is_empty(*t->src[0]) || is_empty(*t->src[1]))) continue;
         t->compute = true;
         g->nodes[g->n_nodes++] = t;
     }
