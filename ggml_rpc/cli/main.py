@@ -1,0 +1,46 @@
+"""The command ``ggml-rpc``: one module of this package a subcommand, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ggml_rpc import __version__
+
+# Subcommand -> its line in the help. The module `ggml_rpc.cli.<subcommand>` has a `main(argv) -> int`.
+COMMANDS = {
+    "demo": "split a real model over two local servers and let a stock client write text",
+    "devices": "list the compute devices of this machine",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before the subcommand's own arguments."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="ggml-rpc",
+        description="Tools around the ggml RPC server (which is the command ggml-rpc-server).",
+        epilog=f"commands:\n{lines}\n\n`ggml-rpc COMMAND --help` shows a command's own options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ggml-rpc {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # What follows the first word that is no option belongs to the subcommand.
+    own = next((i + 1 for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    command = build_parser().parse_args(words[:own]).command
+    status: int = importlib.import_module(f"ggml_rpc.cli.{command}").main(words[own:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""The command ``ggml-rpc-server``: flags and start-up text as the servers of llama.cpp and ik_llama.cpp have them."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from ggml_rpc import __version__
+from ggml_rpc.errors import RpcError
+from ggml_rpc.spec import dialects
+from ggml_rpc.spec.limits import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from ggml_rpc.server import Server
+
+PROG = "ggml-rpc-server"
+DEBUG_VARIABLE = "GGML_RPC_DEBUG"
+MAX_PORT = 65535
+MAX_THREADS = 1024  # the CPU device's own bound
+
+EPILOG = f"""protocols: {", ".join(dialects.NAMES)}
+
+environment:
+  LLAMA_CACHE, XDG_CACHE_HOME, HOME   where -c keeps tensors: LLAMA_CACHE/rpc, else llama.cpp/rpc in the cache folder
+  {DEBUG_VARIABLE}=1                    log a line a command
+  GGML_RPC_ISA=LEVEL                  force an instruction-set level (`ggml-rpc devices` lists them)
+  CUDA_VISIBLE_DEVICES                the GPUs that exist for this process
+
+Never expose a server to an open network: there is no authentication and no encryption.
+"""
+
+
+class StartError(Exception):
+    """Tell why the server cannot start."""
+
+
+class _Stopped(Exception):
+    """Raised in the main thread by the first SIGINT or SIGTERM."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one line, not the whole usage, and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold a command line that was found right.
+
+    Parameters
+    ----------
+    host : str
+        Address or name to listen on, without brackets.
+    port : int
+        Port of the first protocol; 0 picks a free one.
+    threads : int
+        Threads of the CPU devices together.
+    devices : tuple of str
+        Names wanted; empty for the default.
+    cpu : bool
+        Add the CPU to the accelerators.
+    cache : bool
+        Keep large tensors on disk.
+    protocols : tuple of (str, int or None)
+        Dialect names with their own ports; None is `port`.
+    graph_timeout : float
+        Seconds; 0 is no limit.
+    """
+
+    host: str
+    port: int
+    threads: int
+    devices: tuple[str, ...]
+    cpu: bool
+    cache: bool
+    protocols: tuple[tuple[str, int | None], ...]
+    graph_timeout: float
+
+
+def default_threads() -> int:
+    """Return half the cores that this process may use, at least 1, as stock servers do."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
+def _integer(text: str, low: int, high: int, what: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text, flags=re.ASCII) or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} ({low} to {high})")
+    return int(text)
+
+
+def parse_port(text: str) -> int:
+    """Return a port number."""
+    return _integer(text, 0, MAX_PORT, "port")
+
+
+def parse_threads(text: str) -> int:
+    """Return a number of threads."""
+    return _integer(text, 1, MAX_THREADS, "number of threads")
+
+
+def parse_seconds(text: str) -> float:
+    """Return a time in seconds, 0 or more."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
+    return seconds
+
+
+def parse_devices(text: str) -> tuple[str, ...]:
+    """Return the names of a list separated by commas or slashes."""
+    names = tuple(name for name in (part.strip() for part in re.split(r"[,/]+", text)) if name)
+    if not names:
+        raise argparse.ArgumentTypeError("the list of devices is empty")
+    return names
+
+
+def parse_host(text: str) -> str:
+    """Return an address or a name; an IPv6 address may stand in brackets."""
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not host or any(c.isspace() for c in host):
+        raise argparse.ArgumentTypeError(f"{text!r} is no host")
+    return host
+
+
+def parse_protocols(text: str) -> tuple[tuple[str, int | None], ...]:
+    """Return the dialects of a list such as ``8.0,7.0@50053`` with their ports.
+
+    Parameters
+    ----------
+    text : str
+        Names or aliases of dialects, each optionally with ``@`` and a port. At most one may be without.
+    """
+    out: list[tuple[str, int | None]] = []
+    for entry in text.split(","):
+        name, at, port = entry.strip().partition("@")
+        try:
+            dialect = dialects.find(name)
+        except KeyError as error:
+            raise argparse.ArgumentTypeError(error.args[0]) from error
+        out.append((dialect.name, parse_port(port) if at else None))
+    without = [name for name, port in out if port is None]
+    if len(without) > 1:
+        raise argparse.ArgumentTypeError(f"{without[1]} needs a port of its own: {without[1]}@PORT")
+    return tuple(out)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the server's command line."""
+    parser = _Parser(
+        prog=PROG,
+        description="Let llama.cpp clients compute on this machine over the ggml RPC protocol.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this text and exit")
+    add("--version", action="version", version=f"{PROG} {__version__}", help="show the version and exit")
+    add("-H", "--host", "--Host", type=parse_host, default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add(
+        *("-p", "-P", "--port", "--Port"),
+        type=parse_port,
+        default=DEFAULT_PORT,
+        help=f"port to listen on ({DEFAULT_PORT}); 0 picks a free one and prints it",
+    )
+    add(
+        *("-t", "--threads"),
+        type=parse_threads,
+        default=default_threads(),
+        metavar="N",
+        help=f"threads of the CPU devices together (half the cores: {default_threads()})",
+    )
+    add(
+        *("-d", "-dev", "--device"),
+        type=parse_devices,
+        default=(),
+        metavar="NAMES",
+        help="devices to offer, separated by commas or slashes (all accelerators, else the CPU)",
+    )
+    add("-cpu", "--cpu", action="store_true", help="offer the CPU beside the accelerators")
+    add("-c", "--cache", action="store_true", help="keep large tensors in a folder; every client can then read them")
+    add(
+        "--proto",
+        type=parse_protocols,
+        default=parse_protocols("8.0"),
+        metavar="LIST",
+        help="protocol to speak (8.0), or several with ports: 8.0,7.0@50053",
+    )
+    add(
+        "--graph-timeout",
+        type=parse_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="end a graph, and its connection, after this time (0: never)",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """Return the options of a command line.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 and one line on stderr if the command line is wrong; with status 0 after --help and --version.
+    """
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    ports = [given.port if port is None else port for _, port in given.proto]
+    fixed = [port for port in ports if port != 0]
+    if len(set(fixed)) != len(fixed):
+        parser.error("two protocols cannot share a port")
+    return Options(
+        host=given.host,
+        port=given.port,
+        threads=given.threads,
+        devices=given.device,
+        cpu=given.cpu,
+        cache=given.cache,
+        protocols=given.proto,
+        graph_timeout=given.graph_timeout,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def exposure_warning(host: str) -> str:
+    """Return the text that is printed when others than this machine can reach the server."""
+    rule = "!" * 72
+    return (
+        f"\n{rule}\n"
+        f"WARNING: '{host}' is not a loopback address: whoever reaches this port can use\n"
+        "         this machine's memory and processors. The protocol has no password and\n"
+        "         no encryption. Serve trusted networks only.\n"
+        f"{rule}\n"
+    )
+
+
+def choose_devices(wanted: Sequence[str], cpu: bool) -> list[str]:
+    """Return the names of the devices to offer.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        Names given by the user, in any case; empty for all accelerators, or the CPU where there are none.
+    cpu : bool
+        Add the CPU.
+
+    Raises
+    ------
+    StartError
+        If a name is unknown; the text lists the devices there are.
+    """
+    # Here, so that --help and --version need no native module.
+    from ggml_rpc.cli.devices import local_devices
+
+    available = local_devices()
+    by_name = {device.name.upper(): device.name for device in available}
+    for name in wanted:
+        if name.upper() not in by_name:
+            lines = "\n".join(device.line() for device in available)
+            raise StartError(f"unknown device: {name}\navailable devices:\n{lines}")
+    names = [by_name[name.upper()] for name in wanted]
+    if not names:
+        names = [device.name for device in available if device.accelerator]
+    if not names or (cpu and "CPU" not in names):
+        names.append("CPU")
+    return names
+
+
+def cache_folder() -> Path:
+    """Return the folder for ``-c``, created if needed.
+
+    Raises
+    ------
+    StartError
+        If the environment names none or it cannot be made.
+    """
+    from ggml_rpc.server import cache_directory
+
+    folder = cache_directory()
+    if folder is None:
+        raise StartError("-c: no cache folder: set LLAMA_CACHE, XDG_CACHE_HOME or HOME")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"-c: cannot make {folder}: {error.strerror}") from error
+    return folder
+
+
+def start_text(server: Server, options: Options, cache: Path | None) -> str:
+    """Return what a started server says about itself, in the layout of stock servers."""
+    versions = [name for name, _ in options.protocols]
+    lines = [f"Starting RPC server v{versions[0]}", f"  endpoint       : {server.endpoint}"]
+    lines += [
+        f"  endpoint       : {endpoint} (v{version})"
+        for version, endpoint in zip(versions[1:], list(server.endpoints)[1:], strict=True)
+    ]
+    lines += [f"  local cache    : {f'{cache}/' if cache else 'n/a'}", "Devices:"]
+    from ggml_rpc.cli.devices import device_line
+
+    for device in server.devices:
+        lines.append(device_line(device.name, device.description, *device.memory()))
+    return "\n".join(lines)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    # Closing waits for running graphs to stop; whoever asks a second time does not want to wait.
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, lambda n, f: os._exit(128 + n))
+    raise _Stopped
+
+
+def serve(options: Options) -> None:
+    """Run the server until a signal stops it.
+
+    Raises
+    ------
+    StartError
+        If it cannot start.
+    """
+    names = choose_devices(options.devices, options.cpu)
+    cache = cache_folder() if options.cache else None
+    from ggml_rpc.server import Server
+
+    try:
+        server = Server(
+            devices=",".join(names),
+            host=options.host,
+            port=options.port,
+            threads=options.threads,
+            protocols=options.protocols,
+            cache_dir=cache,
+            graph_timeout=options.graph_timeout,
+        )
+        with server:
+            print(start_text(server, options, cache), flush=True)
+            server.serve_forever()
+    except OSError as error:
+        raise StartError(f"cannot listen on {options.host}: {error.strerror or error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ggml-rpc-server``.
+
+    Returns
+    -------
+    int
+        0 after SIGINT or SIGTERM, 1 if the server cannot start.
+    """
+    options = parse(argv)
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    if not is_loopback(options.host):
+        print(exposure_warning(options.host), file=sys.stderr, flush=True)
+    try:
+        signal.signal(signal.SIGINT, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
+        serve(options)
+    except _Stopped:
+        return 0
+    except (StartError, RpcError) as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
