@@ -1,11 +1,101 @@
-# `make demo` and `make test` are what a new user runs; `make dev` is the fast loop of a developer.
+# `make demo` and `make test` need python3 (3.10 or newer, with its headers), a C++ compiler, make and git; whatever else
+# is missing comes from PyPI into .venv. With `VENV=` the Python that is active is used as it is.
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(VENV)/bin
 BUILD ?= build/dev
+# More options: JOBS=n (compilers at a time), WERROR=ON|OFF, PYTEST_ARGS=..., DEMO_ARGS=..., BENCH_ARGS=...
 
-.PHONY: dev
-dev:  ## build the extensions in place, incrementally
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_RPC_WERROR=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') > /dev/null
-	cmake --build $(BUILD)
-	cmake --install $(BUILD) --prefix . > /dev/null
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench dev build format peers wheel clean
+
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp')
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+# Editable: the venv refers to this folder, and the extensions are built into it by the rule `build`.
+INSTALL_SELF = $(PIP_INSTALL) --config-settings=editable.mode=inplace --config-settings=wheel.cmake=false -e
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+else
+PY := $(abspath $(VENV))/bin/python
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+BASE := $(VENV)/.made-base
+TESTING := $(VENV)/.made-test
+LINTING := $(VENV)/.made-lint
+endif
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: build  ## a stock llama.cpp client writes text on two of our servers
+	$(PY) -m ggml_rpc.peers prepare 8.0
+	$(PY) -m ggml_rpc.peers prepare model
+	$(PY) -m ggml_rpc.cli.main demo $(DEMO_ARGS)
+
+# Without a network the tests that need a stock peer say so and are skipped.
+test: build $(TESTING)  ## build and run all tests (PYTEST_ARGS=... for some)
+	-@$(PY) -m ggml_rpc.peers prepare
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(LINTING)  ## check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m cython_lint ggml_rpc
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(LINTING)  ## rewrite the sources in the style that lint asks for
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	clang-format -i $(CXX_FILES)
+
+bench: build $(TESTING)  ## compare with a stock server (BENCH_ARGS=...)
+	$(PY) -m bench.run $(BENCH_ARGS)
+
+dev: WERROR ?= ON
+dev: build  ## build the extensions in place, warnings as errors
+
+peers: build
+	$(PY) -m ggml_rpc.peers prepare
+
+# CMake keeps WERROR in its cache: `make test` after `make dev` builds nothing twice.
+build: $(BASE)
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" \
+		$(if $(WERROR),-DGGML_RPC_WERROR=$(WERROR)) > /dev/null
+	@cmake --build $(BUILD) $(if $(JOBS),--parallel $(JOBS))
+	@cmake --install $(BUILD) --prefix . > /dev/null
+
+wheel: $(BASE)  ## build a wheel and a source package into dist/
+	$(PIP_INSTALL) build
+	$(PY) -m build --outdir dist .
+
+clean:  ## remove what was built
+	rm -rf build dist $(VENV)
+	find ggml_rpc -name '*.so' -delete
+
+$(VENV)/.made-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "ggml-rpc needs Python 3.10 or newer: set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null || \
+		{ echo "$(PYTHON) has no headers here: install them (on Debian: apt install python3-dev)"; exit 1; }
+	@command -v $(CXX) > /dev/null || { echo "no C++ compiler $(CXX) here (on Debian: apt install g++)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) > /dev/null || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make a venv (on Debian: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+# CMakeLists.txt asks for CMake 3.20; Ninja makes the incremental build quick.
+$(VENV)/.made-base: $(VENV)/.made-venv pyproject.toml ggml_rpc/_version.py
+	$(INSTALL_SELF) '.[dev]'
+	@cmake --version 2> /dev/null | $(PY) -c 'import re, sys; v = re.search(r"(\d+)\.(\d+)", sys.stdin.read()); \
+		sys.exit(not v or (int(v[1]), int(v[2])) < (3, 20))' || $(PIP_INSTALL) 'cmake>=3.20'
+	@ninja --version > /dev/null 2>&1 || $(PIP_INSTALL) ninja
+	@touch $@
+
+$(VENV)/.made-test: $(VENV)/.made-base
+	$(INSTALL_SELF) '.[test]'
+	@touch $@
+
+$(VENV)/.made-lint: $(VENV)/.made-base
+	$(INSTALL_SELF) '.[lint]'
+	@touch $@
