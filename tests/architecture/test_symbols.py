@@ -1,0 +1,123 @@
+"""Code of one instruction-set level stays in that level.
+
+A weak symbol (a template, an inline function) that two levels emit is kept once by the linker: perhaps the copy with
+AVX-512 instructions, which then runs on a machine without them. The objects must therefore define nothing that is weak
+and export only their entries, and in the linked extension only functions of a level may use its registers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ggml_rpc.devices.cpu import _cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc" / "cpu" / "kernels"
+LEVELS = ("avx512", "avx2", "baseline")
+EXTENSION = Path(_cpu.__file__)
+
+# Registers that a level's own functions may use and no other function.
+WIDE = {"avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b|%tmm"), "avx2": re.compile(r"%ymm")}
+
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="no nm (binutils) here")
+
+
+def built_objects() -> list[tuple[str, Path]]:
+    """Return (level, object) for every kernel object of the build trees whose source is still there."""
+    trees = [Path(p) for p in os.environ.get("GGML_RPC_BUILD", "").split(os.pathsep) if p]
+    trees += [p.parent for p in ROOT.glob("build/*/CMakeCache.txt")]
+    found = []
+    for tree in trees:
+        for folder in sorted(tree.glob("CMakeFiles/ggr_kernels_*.dir")):
+            level = folder.name.removeprefix("ggr_kernels_").removesuffix(".dir")
+            objects = sorted(folder.rglob("*.cpp.o"))
+            found += [(level, o) for o in objects if (KERNELS.parent.parent.parent / o.relative_to(folder)).with_suffix("").exists()]
+    return found
+
+
+def nm(path: Path, *options: str) -> list[tuple[str, str]]:
+    """Return (kind, name) of every symbol that a file defines."""
+    run = subprocess.run(["nm", "-C", "--defined-only", *options, str(path)], capture_output=True, text=True, check=True)
+    rows = (line.split(maxsplit=2) for line in run.stdout.splitlines())
+    return [(row[1], row[2]) for row in rows if len(row) == 3]
+
+
+def leaks(level: str, symbols: list[tuple[str, str]]) -> list[str]:
+    """Return the symbols of a kernel object that other objects could be bound to."""
+    own = re.compile(rf"ggr::{level}::register_\w+\(ggr::OpTable&\)")
+    return [f"{kind} {name}" for kind, name in symbols if kind in "WVuCi" or (kind.isupper() and not own.fullmatch(name))]
+
+
+@needs_nm
+def test_objects_export_only_their_entries() -> None:
+    objects = built_objects()
+    if not objects:
+        pytest.skip("an installed wheel has no objects: test_extension_exports_only_its_module looks at it")
+    bad = {f"{level}/{path.name}": leaks(level, nm(path)) for level, path in objects}
+    assert not {name: found for name, found in bad.items() if found}
+    # Every family is there at every level.
+    names = {level: {path.name for where, path in objects if where == level} for level, _ in objects}
+    assert len({frozenset(found) for found in names.values()}) == 1
+
+
+@needs_nm
+def test_extension_exports_only_its_module() -> None:
+    exported = [name for kind, name in nm(EXTENSION, "-D") if kind not in "Aa"]
+    ours = [name for name in exported if "ggr::" in name or name.startswith("PyInit_")]
+    assert ours == ["PyInit__cpu"]
+
+
+@functools.cache
+def functions_by_registers() -> dict[str, set[str]]:
+    """Return level -> functions (mangled) of the extension that touch registers only this level has."""
+    out: dict[str, set[str]] = {level: set() for level in WIDE}
+    command = ["objdump", "-d", "--no-show-raw-insn", str(EXTENSION)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        function = ""
+        for line in process.stdout:
+            if line.endswith(">:\n"):
+                function = line[line.index("<") + 1 : -3]
+            elif "%" in line:
+                for level, registers in WIDE.items():
+                    if registers.search(line):
+                        out[level].add(function)
+    assert process.returncode == 0
+    return out
+
+
+def of_level(function: str, *levels: str) -> bool:
+    """Tell whether a mangled name is that of a function (or of a lambda in one) in ggr::<level>."""
+    return any(re.match(rf"_ZZ?NK?3ggr{len(level)}{level}", function) for level in levels)
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) here")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="levels are those of x86-64")
+def test_wide_registers_only_in_their_level() -> None:
+    if not any("ggr::" in name for _, name in nm(EXTENSION)):
+        pytest.skip("the extension is stripped (an installed wheel): its functions have no names")
+    used = functions_by_registers()
+    assert {f for f in used["avx512"] if not of_level(f, "avx512")} == set()
+    assert {f for f in used["avx2"] if not of_level(f, "avx512", "avx2")} == set()
+    # Control: the levels do use their registers.
+    assert used["avx512"]
+    assert used["avx2"]
+
+
+def test_leaks_would_be_noticed() -> None:
+    symbols = [
+        ("T", "ggr::avx2::register_binary(ggr::OpTable&)"),
+        ("T", "ggr::avx512::register_binary(ggr::OpTable&)"),
+        ("t", "ggr::avx2::(anonymous namespace)::add()"),
+        ("W", "std::vector<int>::size() const"),
+        ("u", "ggr::avx2::table"),
+        ("D", "ggr::avx2::counter"),
+    ]
+    assert [name[0] for name in leaks("avx2", symbols)] == ["T", "W", "u", "D"]
