@@ -28,9 +28,9 @@ class LocalDevice:
     accelerator : bool
         A server without ``-d`` takes all accelerators, or the CPU where there are none.
     level : str
-        What its kernels are compiled for: the instruction-set level in use.
+        The CPU's instruction-set level in use; empty for accelerators.
     levels : tuple of str
-        All levels that this build holds and this machine runs, best first.
+        All of the CPU's levels that this build holds and this machine runs, best first.
     """
 
     name: str
@@ -59,15 +59,18 @@ def local_devices() -> list[LocalDevice]:
     DeviceError
         If GGML_RPC_ISA forces an instruction-set level that this machine lacks.
     """
-    # Here, so that --help needs no native module.
-    from ggml_rpc.devices.cpu import CpuPool, forced_level, levels
+    from ggml_rpc import devices  # noqa: PLC0415  native modules, which --help does not need
+    from ggml_rpc.devices.cpu import forced_level, levels  # noqa: PLC0415
 
-    pool = CpuPool(1, forced_level())
-    device = pool.device()
-    free_bytes, total_bytes = device.memory()
-    return [
-        LocalDevice(device.name, device.description, total_bytes, free_bytes, False, pool.level, tuple(levels())),
-    ]
+    found = []
+    for name in devices.available():
+        device = devices.open_devices([name], threads=1)[0]
+        free_bytes, total_bytes = device.memory()
+        on_cpu = name == devices.CPU
+        known = tuple(levels()) if on_cpu else ()
+        level = (forced_level() or known[0]) if on_cpu else ""
+        found.append(LocalDevice(name, device.description, total_bytes, free_bytes, not on_cpu, level, known))
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for device in devices:
         print(device.line())
         others = ", ".join(level for level in device.levels if level != device.level)
-        print(f"    instruction set: {device.level}" + (f" (also there: {others})" if others else ""))
+        if device.level:
+            print(f"    instruction set: {device.level}" + (f" (also there: {others})" if others else ""))
     return 0
 
 

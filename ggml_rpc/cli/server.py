@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import math
 import os
@@ -17,12 +16,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ggml_rpc import __version__
+from ggml_rpc.cli.devices import device_line, local_devices
 from ggml_rpc.errors import RpcError
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.limits import DEFAULT_PORT
+from ggml_rpc.transport.tcp import is_loopback
 
+# The server brings native modules: it is imported where it is needed, so that --help and --version load none.
 if TYPE_CHECKING:
-    from ggml_rpc.server import Server
+    from ggml_rpc.server import Protocol, Server
 
 PROG = "ggml-rpc-server"
 DEBUG_VARIABLE = "GGML_RPC_DEBUG"
@@ -65,37 +67,28 @@ class Options:
         Address or name to listen on, without brackets.
     port : int
         Port of the first protocol; 0 picks a free one.
-    threads : int
-        Threads of the CPU devices together.
+    threads : int or None
+        Threads of the CPU devices together; None is half the cores.
     devices : tuple of str
         Names wanted; empty for the default.
     cpu : bool
         Add the CPU to the accelerators.
     cache : bool
         Keep large tensors on disk.
-    protocols : tuple of (str, int or None)
-        Dialect names with their own ports; None is `port`.
+    protocols : tuple of Protocol
+        Dialects and their own ports.
     graph_timeout : float
         Seconds; 0 is no limit.
     """
 
     host: str
     port: int
-    threads: int
+    threads: int | None
     devices: tuple[str, ...]
     cpu: bool
     cache: bool
-    protocols: tuple[tuple[str, int | None], ...]
+    protocols: tuple[Protocol, ...]
     graph_timeout: float
-
-
-def default_threads() -> int:
-    """Return half the cores that this process may use, at least 1, as stock servers do."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return max(1, cores // 2)
 
 
 def _integer(text: str, low: int, high: int, what: str) -> int:
@@ -141,28 +134,6 @@ def parse_host(text: str) -> str:
     return host
 
 
-def parse_protocols(text: str) -> tuple[tuple[str, int | None], ...]:
-    """Return the dialects of a list such as ``8.0,7.0@50053`` with their ports.
-
-    Parameters
-    ----------
-    text : str
-        Names or aliases of dialects, each optionally with ``@`` and a port. At most one may be without.
-    """
-    out: list[tuple[str, int | None]] = []
-    for entry in text.split(","):
-        name, at, port = entry.strip().partition("@")
-        try:
-            dialect = dialects.find(name)
-        except KeyError as error:
-            raise argparse.ArgumentTypeError(error.args[0]) from error
-        out.append((dialect.name, parse_port(port) if at else None))
-    without = [name for name, port in out if port is None]
-    if len(without) > 1:
-        raise argparse.ArgumentTypeError(f"{without[1]} needs a port of its own: {without[1]}@PORT")
-    return tuple(out)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the server's command line."""
     parser = _Parser(
@@ -186,9 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         *("-t", "--threads"),
         type=parse_threads,
-        default=default_threads(),
         metavar="N",
-        help=f"threads of the CPU devices together (half the cores: {default_threads()})",
+        help="threads of the CPU devices together (half the cores)",
     )
     add(
         *("-d", "-dev", "--device"),
@@ -201,8 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-c", "--cache", action="store_true", help="keep large tensors in a folder; every client can then read them")
     add(
         "--proto",
-        type=parse_protocols,
-        default=parse_protocols("8.0"),
+        default="8.0",
         metavar="LIST",
         help="protocol to speak (8.0), or several with ports: 8.0,7.0@50053",
     )
@@ -226,7 +195,13 @@ def parse(argv: Sequence[str] | None) -> Options:
     """
     parser = build_parser()
     given = parser.parse_args(argv)
-    ports = [given.port if port is None else port for _, port in given.proto]
+    from ggml_rpc.server import parse_protocols  # noqa: PLC0415
+
+    try:
+        protocols = tuple(parse_protocols(given.proto))
+    except ValueError as error:
+        parser.error(str(error))
+    ports = [given.port if protocol.port is None else protocol.port for protocol in protocols]
     fixed = [port for port in ports if port != 0]
     if len(set(fixed)) != len(fixed):
         parser.error("two protocols cannot share a port")
@@ -237,17 +212,9 @@ def parse(argv: Sequence[str] | None) -> Options:
         devices=given.device,
         cpu=given.cpu,
         cache=given.cache,
-        protocols=given.proto,
+        protocols=protocols,
         graph_timeout=given.graph_timeout,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def exposure_warning(host: str) -> str:
@@ -277,56 +244,42 @@ def choose_devices(wanted: Sequence[str], cpu: bool) -> list[str]:
     StartError
         If a name is unknown; the text lists the devices there are.
     """
-    # Here, so that --help and --version need no native module.
-    from ggml_rpc.cli.devices import local_devices
+    from ggml_rpc import devices  # noqa: PLC0415
 
-    available = local_devices()
-    by_name = {device.name.upper(): device.name for device in available}
+    if not wanted:
+        return devices.default_names(with_cpu=cpu)
+    by_name = {name.upper(): name for name in devices.available()}
     for name in wanted:
         if name.upper() not in by_name:
-            lines = "\n".join(device.line() for device in available)
+            lines = "\n".join(device.line() for device in local_devices())
             raise StartError(f"unknown device: {name}\navailable devices:\n{lines}")
     names = [by_name[name.upper()] for name in wanted]
-    if not names:
-        names = [device.name for device in available if device.accelerator]
-    if not names or (cpu and "CPU" not in names):
-        names.append("CPU")
-    return names
+    return [*names, devices.CPU] if cpu and devices.CPU not in names else names
 
 
 def cache_folder() -> Path:
-    """Return the folder for ``-c``, created if needed.
+    """Return the folder for ``-c``.
 
     Raises
     ------
     StartError
-        If the environment names none or it cannot be made.
+        If the environment names none.
     """
-    from ggml_rpc.server import cache_directory
+    from ggml_rpc.server import cache_directory  # noqa: PLC0415
 
     folder = cache_directory()
     if folder is None:
         raise StartError("-c: no cache folder: set LLAMA_CACHE, XDG_CACHE_HOME or HOME")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"-c: cannot make {folder}: {error.strerror}") from error
     return folder
 
 
-def start_text(server: Server, options: Options, cache: Path | None) -> str:
+def start_text(server: Server, cache: Path | None) -> str:
     """Return what a started server says about itself, in the layout of stock servers."""
-    versions = [name for name, _ in options.protocols]
-    lines = [f"Starting RPC server v{versions[0]}", f"  endpoint       : {server.endpoint}"]
-    lines += [
-        f"  endpoint       : {endpoint} (v{version})"
-        for version, endpoint in zip(versions[1:], list(server.endpoints)[1:], strict=True)
-    ]
+    spoken = [(protocol.dialect.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)]
+    lines = [f"Starting RPC server v{spoken[0][0]}", f"  endpoint       : {spoken[0][1]}"]
+    lines += [f"  endpoint       : {endpoint} (v{version})" for version, endpoint in spoken[1:]]
     lines += [f"  local cache    : {f'{cache}/' if cache else 'n/a'}", "Devices:"]
-    from ggml_rpc.cli.devices import device_line
-
-    for device in server.devices:
-        lines.append(device_line(device.name, device.description, *device.memory()))
+    lines += [device_line(device.name, device.description, *device.memory()) for device in server.devices]
     return "\n".join(lines)
 
 
@@ -347,23 +300,32 @@ def serve(options: Options) -> None:
     """
     names = choose_devices(options.devices, options.cpu)
     cache = cache_folder() if options.cache else None
-    from ggml_rpc.server import Server
+    from ggml_rpc.server import Server  # noqa: PLC0415
 
     try:
         server = Server(
-            devices=",".join(names),
+            devices=names,
             host=options.host,
             port=options.port,
             threads=options.threads,
             protocols=options.protocols,
             cache_dir=cache,
             graph_timeout=options.graph_timeout,
+            trace=debugging(),
         )
-        with server:
-            print(start_text(server, options, cache), flush=True)
-            server.serve_forever()
+        server.start()
     except OSError as error:
-        raise StartError(f"cannot listen on {options.host}: {error.strerror or error}") from error
+        raise StartError(str(error)) from error
+    try:
+        print(start_text(server, cache), flush=True)
+        server.serve_forever()
+    finally:
+        server.close()
+
+
+def debugging() -> bool:
+    """Tell whether the environment asks for a line a command."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -375,9 +337,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after SIGINT or SIGTERM, 1 if the server cannot start.
     """
     options = parse(argv)
-    debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=logging.DEBUG if debugging() else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
     )
     if not is_loopback(options.host):
         print(exposure_warning(options.host), file=sys.stderr, flush=True)

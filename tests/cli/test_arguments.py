@@ -1,0 +1,124 @@
+"""The command lines: every spelling of the stock servers' flags, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from ggml_rpc.cli import main as commands
+from ggml_rpc.cli import server
+from ggml_rpc.cli.server import Options, StartError, choose_devices, parse
+
+
+def spoken(options: Options) -> list[tuple[str, int | None]]:
+    return [(protocol.dialect.name, protocol.port) for protocol in options.protocols]
+
+
+def test_defaults_are_those_of_stock() -> None:
+    options = parse([])
+    assert (options.host, options.port, options.threads) == ("127.0.0.1", 50052, None)
+    assert (options.devices, options.cpu, options.cache, options.graph_timeout) == ((), False, False, 0.0)
+    assert spoken(options) == [("8.0.0", None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        *[([flag, "0.0.0.0"], "host", "0.0.0.0") for flag in ("-H", "--host", "--Host")],
+        (["-H", "[::1]"], "host", "::1"),
+        *[([flag, "1234"], "port", 1234) for flag in ("-p", "-P", "--port", "--Port")],
+        (["--port=0"], "port", 0),
+        *[([flag, "3"], "threads", 3) for flag in ("-t", "--threads")],
+        *[([flag, "CUDA0,CPU"], "devices", ("CUDA0", "CPU")) for flag in ("-d", "-dev", "--device")],
+        (["-d", "CPU/CPU"], "devices", ("CPU", "CPU")),
+        (["-d", ",CPU,/,"], "devices", ("CPU",)),
+        *[([flag], "cpu", True) for flag in ("-cpu", "--cpu")],
+        *[([flag], "cache", True) for flag in ("-c", "--cache")],
+        (["--graph-timeout", "2.5"], "graph_timeout", 2.5),
+    ],
+)
+def test_flag(words: list[str], field: str, value: object) -> None:
+    assert getattr(parse(words), field) == value
+
+
+def test_protocols_with_ports() -> None:
+    assert spoken(parse(["--proto", "7.0"])) == [("7.0.0", None)]
+    assert spoken(parse(["--proto", "8.0,7.0@50053"])) == [("8.0.0", None), ("7.0.0", 50053)]
+    assert spoken(parse(["--proto", "7.0@0,8.0@0"])) == [("7.0.0", 0), ("8.0.0", 0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-p", "65536"], "65536"),
+        (["-p", "-1"], "-1"),
+        (["-p", "x"], "'x'"),
+        (["-p"], "expected one argument"),
+        (["-t", "0"], "'0'"),
+        (["-t", "1025"], "1024"),
+        (["-t", "\u0663"], "threads"),
+        (["-d", ","], "empty"),
+        (["-H", ""], "host"),
+        (["--graph-timeout", "-1"], "'-1'"),
+        (["--graph-timeout", "inf"], "inf"),
+        (["--graph-timeout", "soon"], "soon"),
+        (["--proto", "9.9"], "known are 7.0.0, 8.0.0"),
+        (["--proto", "8.0,7.0"], "port of its own"),
+        (["--proto", "8.0@99999"], "99999"),
+        (["--proto", "8.0,7.0@50052"], "share a port"),
+        (["-p", "7", "--proto", "8.0,7.0@7"], "share a port"),
+        (["--hos", "x"], "--hos"),
+        (["CPU"], "CPU"),
+    ],
+)
+def test_wrong_command_line_is_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("ggml-rpc-server: error: ")
+    assert says in err
+
+
+def test_device_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggml_rpc import devices
+
+    assert choose_devices((), cpu=False) == ["CPU"]
+    assert choose_devices(("cpu", "CPU"), cpu=True) == ["CPU", "CPU"]
+    with pytest.raises(StartError, match=r"unknown device: CUDA7\navailable devices:\n  CPU: .* MiB free\)"):
+        choose_devices(("CPU", "CUDA7"), cpu=False)
+    monkeypatch.setattr(devices, "available", lambda: ["CUDA0", "CUDA1", "CPU"])
+    assert choose_devices((), cpu=False) == ["CUDA0", "CUDA1"]
+    assert choose_devices((), cpu=True) == ["CUDA0", "CUDA1", "CPU"]
+    assert choose_devices(("cuda1",), cpu=True) == ["CUDA1", "CPU"]
+
+
+def test_warning_names_the_host() -> None:
+    assert "'0.0.0.0' is not a loopback address" in server.exposure_warning("0.0.0.0")
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        commands.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in commands.COMMANDS)
+    with pytest.raises(SystemExit) as end:
+        commands.main(["nothing"])
+    assert end.value.code == 2
+    # A subcommand gets its own --help.
+    with pytest.raises(SystemExit) as end:
+        commands.main(["devices", "--help"])
+    assert end.value.code == 0
+    assert "usage: ggml-rpc devices" in capsys.readouterr().out
+
+
+def test_devices_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert commands.main(["devices", "--json"]) == 0
+    (device,) = [d for d in json.loads(capsys.readouterr().out) if d["name"] == "CPU"]
+    assert 0 < device["free_bytes"] <= device["total_bytes"]
+    assert device["level"] == device["levels"][0]
+    assert not device["accelerator"]
