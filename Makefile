@@ -9,7 +9,8 @@ BUILD ?= build/dev
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint bench dev build format peers wheel clean
 
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp')
+# csrc/spec is generated, one row an id.
+CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp'))
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 # Editable: the venv refers to this folder, and the extensions are built into it by the rule `build`.
 INSTALL_SELF = $(PIP_INSTALL) --config-settings=editable.mode=inplace --config-settings=wheel.cmake=false -e

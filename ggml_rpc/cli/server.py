@@ -275,7 +275,9 @@ def cache_folder() -> Path:
 
 def start_text(server: Server, cache: Path | None) -> str:
     """Return what a started server says about itself, in the layout of stock servers."""
-    spoken = [(protocol.dialect.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)]
+    spoken = [
+        (protocol.dialect.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)
+    ]
     lines = [f"Starting RPC server v{spoken[0][0]}", f"  endpoint       : {spoken[0][1]}"]
     lines += [f"  endpoint       : {endpoint} (v{version})" for version, endpoint in spoken[1:]]
     lines += [f"  local cache    : {f'{cache}/' if cache else 'n/a'}", "Devices:"]

@@ -48,7 +48,9 @@ def test_readme_lists_every_variable_and_command() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_make_targets_exist(name: str) -> None:
-    used = set(re.findall(r"`make ([a-z]+)", text(name))) | set(re.findall(r"^\s*\$? ?make ([a-z]+)", text(name), re.MULTILINE))
+    used = set(re.findall(r"`make ([a-z]+)", text(name))) | set(
+        re.findall(r"^\s*\$? ?make ([a-z]+)", text(name), re.MULTILINE)
+    )
     assert used <= targets()
     if name == "README.md":
         assert {"demo", "test"} <= used

@@ -125,7 +125,9 @@ def test_the_rule_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (package / "spec").mkdir(parents=True)
     monkeypatch.setattr(f"{__name__}.PACKAGE", package)
     python = package / "spec" / "x.py"
-    python.write_text("def f():\n    from ..server import y\n    import ggml_rpc.cli.main\n    from ggml_rpc import wire\n")
+    python.write_text(
+        "def f():\n    from ..server import y\n    import ggml_rpc.cli.main\n    from ggml_rpc import wire\n"
+    )
     assert [layer_of(name) for name in imported(python)] == ["server", "cli", "wire"]
     cython = package / "spec" / "x.pyx"
     cython.write_text("from ggml_rpc.server.x cimport y\ncimport ggml_rpc.cli\nfrom ..wire._codec import z\n")

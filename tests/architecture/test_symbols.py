@@ -26,7 +26,9 @@ EXTENSION = Path(_cpu.__file__)
 # Registers that a level's own functions may use and no other function.
 WIDE = {"avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b|%tmm"), "avx2": re.compile(r"%ymm")}
 
-needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="no nm (binutils) here")
+NM = shutil.which("nm")
+OBJDUMP = shutil.which("objdump")
+needs_nm = pytest.mark.skipif(NM is None, reason="no nm (binutils) here")
 
 
 def built_objects() -> list[tuple[str, Path]]:
@@ -38,13 +40,19 @@ def built_objects() -> list[tuple[str, Path]]:
         for folder in sorted(tree.glob("CMakeFiles/ggr_kernels_*.dir")):
             level = folder.name.removeprefix("ggr_kernels_").removesuffix(".dir")
             objects = sorted(folder.rglob("*.cpp.o"))
-            found += [(level, o) for o in objects if (KERNELS.parent.parent.parent / o.relative_to(folder)).with_suffix("").exists()]
+            found += [
+                (level, o)
+                for o in objects
+                if (KERNELS.parent.parent.parent / o.relative_to(folder)).with_suffix("").exists()
+            ]
     return found
 
 
 def nm(path: Path, *options: str) -> list[tuple[str, str]]:
     """Return (kind, name) of every symbol that a file defines."""
-    run = subprocess.run(["nm", "-C", "--defined-only", *options, str(path)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [str(NM), "-C", "--defined-only", *options, str(path)], capture_output=True, text=True, check=True
+    )
     rows = (line.split(maxsplit=2) for line in run.stdout.splitlines())
     return [(row[1], row[2]) for row in rows if len(row) == 3]
 
@@ -52,7 +60,9 @@ def nm(path: Path, *options: str) -> list[tuple[str, str]]:
 def leaks(level: str, symbols: list[tuple[str, str]]) -> list[str]:
     """Return the symbols of a kernel object that other objects could be bound to."""
     own = re.compile(rf"ggr::{level}::register_\w+\(ggr::OpTable&\)")
-    return [f"{kind} {name}" for kind, name in symbols if kind in "WVuCi" or (kind.isupper() and not own.fullmatch(name))]
+    return [
+        f"{kind} {name}" for kind, name in symbols if kind in "WVuCi" or (kind.isupper() and not own.fullmatch(name))
+    ]
 
 
 @needs_nm
@@ -78,7 +88,7 @@ def test_extension_exports_only_its_module() -> None:
 def functions_by_registers() -> dict[str, set[str]]:
     """Return level -> functions (mangled) of the extension that touch registers only this level has."""
     out: dict[str, set[str]] = {level: set() for level in WIDE}
-    command = ["objdump", "-d", "--no-show-raw-insn", str(EXTENSION)]
+    command = [str(OBJDUMP), "-d", "--no-show-raw-insn", str(EXTENSION)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         function = ""
@@ -98,7 +108,7 @@ def of_level(function: str, *levels: str) -> bool:
     return any(re.match(rf"_ZZ?NK?3ggr{len(level)}{level}", function) for level in levels)
 
 
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils) here")
+@pytest.mark.skipif(OBJDUMP is None, reason="no objdump (binutils) here")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="levels are those of x86-64")
 def test_wide_registers_only_in_their_level() -> None:
     if not any("ggr::" in name for _, name in nm(EXTENSION)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -61,6 +63,29 @@ def test_dialect_names_only_what_has_a_row(dialect: Dialect) -> None:
 def test_every_command_has_fields() -> None:
     built = {Command.HELLO, Command.SET_TENSOR, Command.GET_ALLOC_SIZE, Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE}
     assert set(REQUEST_FIELDS) | built == set(Command)
+
+
+STUBS = sorted((ROOT / "ggml_rpc").rglob("*.pyi"))
+
+
+def test_every_native_module_has_a_stub() -> None:
+    assert [p.with_suffix("") for p in STUBS] == sorted(p.with_suffix("") for p in (ROOT / "ggml_rpc").rglob("*.pyx"))
+
+
+@pytest.mark.parametrize("path", STUBS, ids=lambda p: p.name)
+def test_stub_names_what_is_there(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            assert callable(getattr(module, node.name))
+        if isinstance(node, ast.ClassDef):
+            native = getattr(module, node.name)
+            named = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+            public = {
+                name for name, value in vars(native).items() if not name.startswith("_") and not isinstance(value, int)
+            }
+            fields = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+            assert public - fields == {name for name in named if not name.startswith("__")}, node.name
 
 
 def test_version_stands_in_one_place() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from ggml_rpc import devices
 from ggml_rpc.cli import main as commands
 from ggml_rpc.cli import server
 from ggml_rpc.cli.server import Options, StartError, choose_devices, parse
@@ -23,7 +26,7 @@ def test_defaults_are_those_of_stock() -> None:
 @pytest.mark.parametrize(
     ("words", "field", "value"),
     [
-        *[([flag, "0.0.0.0"], "host", "0.0.0.0") for flag in ("-H", "--host", "--Host")],
+        *[([flag, "192.0.2.1"], "host", "192.0.2.1") for flag in ("-H", "--host", "--Host")],
         (["-H", "[::1]"], "host", "::1"),
         *[([flag, "1234"], "port", 1234) for flag in ("-p", "-P", "--port", "--Port")],
         (["--port=0"], "port", 0),
@@ -82,8 +85,6 @@ def test_wrong_command_line_is_one_line(words: list[str], says: str, capsys: pyt
 
 
 def test_device_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ggml_rpc import devices
-
     assert choose_devices((), cpu=False) == ["CPU"]
     assert choose_devices(("cpu", "CPU"), cpu=True) == ["CPU", "CPU"]
     with pytest.raises(StartError, match=r"unknown device: CUDA7\navailable devices:\n  CPU: .* MiB free\)"):
@@ -95,7 +96,7 @@ def test_device_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_warning_names_the_host() -> None:
-    assert "'0.0.0.0' is not a loopback address" in server.exposure_warning("0.0.0.0")
+    assert "'192.0.2.1' is not a loopback address" in server.exposure_warning("192.0.2.1")
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,8 +116,6 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_devices_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     assert commands.main(["devices", "--json"]) == 0
     (device,) = [d for d in json.loads(capsys.readouterr().out) if d["name"] == "CPU"]
     assert 0 < device["free_bytes"] <= device["total_bytes"]
