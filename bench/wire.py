@@ -63,11 +63,13 @@ class WireClient:
 
     def round_trip(self) -> float:
         """Return the median seconds of a request with a small reply."""
-        payload = struct.pack("<I", 0)
+        request = HEADER.pack(GET_ALIGNMENT, 4) + bytes(4)
+        reply = memoryview(bytearray(16))
         times = []
         for _ in range(ROUND_TRIPS):
             start = time.perf_counter()
-            self._call(GET_ALIGNMENT, payload)
+            self._socket.sendall(request)
+            self._receive(reply)
             times.append(time.perf_counter() - start)
         return sorted(times)[len(times) // 2]
 

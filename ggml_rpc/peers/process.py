@@ -16,11 +16,23 @@ from types import TracebackType
 
 _ENDPOINT = re.compile(r"endpoint\s*:\s*(\S+:\d+)")
 KEPT_LINES = 2000
+# Stock's OpenMP threads spin while they wait: beside any other busy process they become a hundred times slower. Where
+# results count and not speed, let them sleep.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+
+
+def module_command(module: str) -> list[str]:
+    """Return the argv prefix that runs ``main()`` of a module of this very package.
+
+    ``python -m`` would look into the working folder first, and there may be a source tree without extensions.
+    """
+    root = str(Path(__file__).parents[2])
+    return [sys.executable, "-c", f"import sys; sys.path[0] = {root!r}; from {module} import main; sys.exit(main())"]
 
 
 def own_server_command() -> list[str]:
     """Return the argv prefix of this package's server, run by this interpreter."""
-    return [sys.executable, "-m", "ggml_rpc.cli.server"]
+    return module_command("ggml_rpc.cli.server")
 
 
 class ServerError(RuntimeError):

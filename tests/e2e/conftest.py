@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ggml_rpc.peers import Peer, PeerError, prepare_model, prepare_peer
-from ggml_rpc.peers.process import ServerProcess, own_server_command
+from ggml_rpc.peers.process import PATIENT, ServerProcess, own_server_command
 
 CONTINUATION = 64
 PROMPTS = (1, 7, 64, 300)
@@ -73,7 +73,9 @@ def start_server(server_command: ServerCommand) -> Iterator[Callable[..., Server
     started: list[ServerProcess] = []
 
     def start(protocol: str, *arguments: str, **environment: str) -> ServerProcess:
-        server = ServerProcess(server_command(protocol), ["-t", "2", *arguments], environment=environment)
+        server = ServerProcess(
+            server_command(protocol), ["-t", "2", *arguments], environment={**PATIENT, **environment}
+        )
         started.append(server)
         return server
 
@@ -95,7 +97,12 @@ class Client:
         """Start the client and return its process; standard output carries JSON lines."""
         command = self._peer.driver_command([name, "--model", str(self._model), *arguments])
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, **PATIENT},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def start_logits(

@@ -8,11 +8,10 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 
 import pytest
 
-from ggml_rpc.peers.process import wait_until_below
+from ggml_rpc.peers.process import module_command, wait_until_below
 
 from .compare import assert_close
 from .conftest import finish, take
@@ -54,7 +53,7 @@ def test_killed_client_frees_its_memory(start_server, client, sequences, model_p
 
 def test_demo_generates_text(server_is_stock, server_command, model_path, peer):
     peer("8.0")
-    command = [sys.executable, "-m", "ggml_rpc.cli.demo", "-n", "8"]
+    command = [*module_command("ggml_rpc.cli.demo"), "-n", "8"]
     if server_is_stock:
         command += ["--server-command", shlex.join(server_command("8.0"))]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)

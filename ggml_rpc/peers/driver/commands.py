@@ -119,14 +119,11 @@ def compare(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
         for context in contexts.values():
             context.clear()
         for at in range(0, len(inputs), args.n_batch):
-            reference = None
+            batch = _Reference(targets[at : at + args.n_batch])
             for label, context in contexts.items():
-                scores = _log_softmax(context.decode(inputs[at : at + args.n_batch], every=True))
-                wanted = targets[at : at + args.n_batch]
-                nll[label].append(-scores[np.arange(len(wanted)), wanted].astype(np.float64))
-                if reference is None:
-                    reference = scores
-                kl[label].append(_divergence(reference, scores))
+                losses, divergences = batch.score(context.decode(inputs[at : at + args.n_batch], every=True))
+                nll[label].append(losses)
+                kl[label].append(divergences)
         emit(
             "window",
             tokens=min(window + step, len(tokens)),
@@ -143,14 +140,33 @@ def compare(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
         model.close()
 
 
-def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    # Sums of 262144 terms: NumPy adds float32 pairwise, an error below 1e-6 relative.
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float32)
+class _Reference:
+    """Score the logits of several runs at the same positions; the first run given is the reference of the others.
 
+    Rows are treated one at a time: a row of 262144 logits stays in the core's cache, a batch of them does not.
+    """
 
-def _divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(np.einsum("ij,ij->i", np.exp(reference), reference - other), np.float64)
+    def __init__(self, targets: NDArray[np.int64]) -> None:
+        self._targets = targets
+        self._rows: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+
+    def score(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the negative log-likelihood of each target and the divergence from the reference, in nats."""
+        losses, divergences = np.zeros(len(logits)), np.zeros(len(logits))
+        is_reference = not self._rows
+        for i, row in enumerate(logits):
+            scores = row - row.max()
+            likelihood = np.exp(scores)
+            total = likelihood.sum()  # NumPy adds float32 pairwise: 262144 terms cost below 1e-6 relative
+            scores -= np.log(total)
+            losses[i] = -scores[self._targets[i]]
+            if is_reference:
+                likelihood /= total
+                self._rows.append((scores, likelihood))
+            else:
+                reference, weights = self._rows[i]
+                divergences[i] = np.dot(weights, np.subtract(reference, scores, out=scores))
+        return losses, divergences
 
 
 def bench(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
