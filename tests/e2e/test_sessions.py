@@ -51,16 +51,47 @@ def test_killed_client_frees_its_memory(start_server, client, sequences, model_p
     assert server.running()
 
 
-def test_demo_generates_text(server_is_stock, server_command, model_path, peer):
+@pytest.fixture
+def demo_command(server_is_stock, server_command, model_path, peer):
+    """Return the argv of the demonstration."""
     peer("8.0")
-    command = [*module_command("ggml_rpc.cli.demo"), "-n", "8"]
-    if server_is_stock:
-        command += ["--server-command", shlex.join(server_command("8.0"))]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    stock = ["--server-command", shlex.join(server_command("8.0"))] if server_is_stock else []
+    return [*module_command("ggml_rpc.cli.demo"), *stock]
+
+
+def server_pids(text):
+    """Return the ids of the servers that the demonstration names."""
+    return [int(pid) for pid in re.findall(r"\(pid (\d+)\)", text)]
+
+
+def test_demo_generates_text(demo_command):
+    done = subprocess.run([*demo_command, "-n", "8"], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "generated 8 tokens" in done.stdout
     assert re.search(r"RPC0 on 127\.0\.0\.1:\d+: layers 0-\d+", done.stdout)
     assert re.search(r"RPC1 on 127\.0\.0\.1:\d+: layers \d+-17 and output", done.stdout)
-    pids = re.findall(r"\(pid (\d+)\)", done.stdout)
+    pids = server_pids(done.stdout)
     assert len(pids) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_demo_ends_cleanly_on_interrupt(demo_command):
+    with subprocess.Popen(
+        [*demo_command, "-n", "400"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as a terminal does: the interrupt goes to the demonstration and all it started
+    ) as process:
+        assert process.stdout is not None
+        seen = ""
+        while "RPC1 on" not in seen:
+            line = process.stdout.readline()
+            assert line, seen
+            seen += line
+        os.killpg(process.pid, signal.SIGINT)
+        _out, log = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in log
+    assert len(server_pids(seen)) == 2
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in server_pids(seen))

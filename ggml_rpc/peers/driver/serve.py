@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace, emit_fd: int) -> int:
     start = rpc.ggml_backend_rpc_start_server
     start.restype = None
     start.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would wait for a call that never returns
     array = (ctypes.c_void_p * len(devices))(*devices)
     start(f"{args.host}:{port}".encode(), cache, args.threads, len(devices), array)
     return 1  # the call comes back only if it could not listen
