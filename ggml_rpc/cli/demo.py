@@ -18,7 +18,7 @@ from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_comman
 
 PROMPT = "The history of the printing press began"
 BAR_WIDTH = 32
-HOW = "run `make demo` in a checkout, or `pip install 'ggml-rpc[demo]'`"
+HOW = "run `make demo` in a checkout, or `python -m ggml_rpc.peers prepare 8.0 model`"
 
 
 class Bar:
