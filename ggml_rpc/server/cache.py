@@ -52,6 +52,8 @@ class TensorCache:
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(f"the cache folder {directory} is not writable")
         self.directory = directory
+        # Hashes whose file was found damaged; the next tensor with that hash replaces it.
+        self._damaged: set[int] = set()
 
     def path(self, tensor_hash: int) -> Path:
         """Return where the tensor with this hash lies, if it is there."""
@@ -74,14 +76,16 @@ class TensorCache:
             os.close(fd)
         if not hit:
             log.warning("cache file %s (%d bytes) does not fit its name or the tensor; not used", path, size)
+            self._damaged.add(session.argument)
         return hit
 
     def store(self, session: Session) -> None:
         """Keep the tensor that the session just received; a failure is logged and costs nothing else."""
-        path = self.path(session.hash_region())
+        tensor_hash = session.hash_region()
+        path = self.path(tensor_hash)
         size = session.region_bytes
         try:
-            if path.stat().st_size == size:
+            if path.stat().st_size == size and tensor_hash not in self._damaged:
                 return
         except FileNotFoundError:
             pass
@@ -91,6 +95,7 @@ class TensorCache:
                 log.warning("tensor of %d bytes not cached: %s has %d bytes free", size, self.directory, free)
                 return
             self._write(session, path)
+            self._damaged.discard(tensor_hash)
         except OSError as e:
             log.warning("tensor of %d bytes not cached in %s: %s", size, self.directory, e.strerror)
 
