@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggml_rpc.peers import PeerError, prepare_model, prepare_peer
-from ggml_rpc.peers.process import PATIENT, ServerError, ServerProcess, own_server_command
+from ggml_rpc.peers.process import PATIENT, ServerError, ServerProcess, own_server_command, terminable
 
 from .machine import describe
 from .run import client_events
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> bool:
     path = prepare_model()
     own = shlex.split(args.own_command) if args.own_command else [*own_server_command(), "--proto", PROTOCOL]
     commands = {"stock": peer.driver_command(["serve"]), "ours": own}
-    with ExitStack() as stack:
+    with terminable(), ExitStack() as stack:
         options = ["-t", str(args.threads)]
         endpoints = {
             label: stack.enter_context(ServerProcess(command, options, environment=PATIENT)).endpoint

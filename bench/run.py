@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ggml_rpc.peers import Peer, PeerError, prepare_peer
-from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command
+from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
 
 from . import native
 from .machine import describe, memory_read
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
     floor = {count: memory_read(count) for count in {1, machine["cores"]}}
     options = ["-t", str(args.threads)]
     models: dict[str, dict[str, float]] = {}
-    with ExitStack() as stack:
+    with terminable(), ExitStack() as stack:
         servers = {
             label: stack.enter_context(ServerProcess(command, options))
             for label, command in ((OURS, own), (STOCK, stock_command))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ggml_rpc.peers import PeerError, find_model, find_peer
-from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command
+from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
 
 PROMPT = "The history of the printing press began"
 BAR_WIDTH = 32
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         raise PeerError(f"no model {args.model} here" if args.model else f"no model here: {HOW}")
     command = shlex.split(args.server_command) if args.server_command else own_server_command()
     options = ["-t", str(args.threads)] if args.threads else []
-    with ExitStack() as stack:
+    with terminable(), ExitStack() as stack:
         servers = []
         for number in (1, 2):
             server = stack.enter_context(ServerProcess(command, options))

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 _ENDPOINT = re.compile(r"endpoint\s*:\s*(\S+:\d+)")
 KEPT_LINES = 2000
@@ -33,6 +34,23 @@ def module_command(module: str) -> list[str]:
 def own_server_command() -> list[str]:
     """Return the argv prefix of this package's server, run by this interpreter."""
     return module_command("ggml_rpc.cli.server")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception within the block, so that a terminated program still ends its servers.
+
+    For the main thread only.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class ServerError(RuntimeError):

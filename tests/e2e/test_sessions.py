@@ -75,13 +75,14 @@ def test_demo_generates_text(demo_command):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_demo_ends_cleanly_on_interrupt(demo_command):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_demo_ends_cleanly_when_stopped(number, status, demo_command):
     with subprocess.Popen(
         [*demo_command, "-n", "400"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # as a terminal does: the interrupt goes to the demonstration and all it started
+        start_new_session=True,  # a terminal sends its interrupt to the demonstration and all it started
     ) as process:
         assert process.stdout is not None
         seen = ""
@@ -89,9 +90,12 @@ def test_demo_ends_cleanly_on_interrupt(demo_command):
             line = process.stdout.readline()
             assert line, seen
             seen += line
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
         _out, log = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in log
     assert len(server_pids(seen)) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in server_pids(seen))
