@@ -1,4 +1,4 @@
-"""Fetch stock peers and the model into the cache: ``python -m ggml_rpc.peers prepare 8.0|7.0|model|all ...``."""
+"""Fetch stock peers and the model into the cache: ``python -m ggml_rpc.peers prepare [8.0|7.0|model|all ...]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ggml_rpc.peers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="fetch into the cache what is not there yet")
-    prepare.add_argument("what", nargs="+", choices=[*BUILDS, "model", "all"])
+    prepare.add_argument("what", nargs="*", default="all", choices=[*BUILDS, "model", "all"])
     wanted = parser.parse_args(argv).what
     for what in [*BUILDS, "model"] if "all" in wanted else wanted:
         try:
