@@ -24,7 +24,7 @@ class Case:
     act : callable
         Does it; a connection that breaks on the way counts as closed.
     command : str
-        Name that the log line must hold, empty where no command is known.
+        Name that the log line must hold; alternatives stand between bars.
     tensor : str
         Tensor that the log line must name, empty where there is none.
     """

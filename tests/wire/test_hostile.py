@@ -31,12 +31,12 @@ def attack(server: RunningServer, dialect: dialects.Dialect, case: Case) -> bool
 
 def line_is_clear(line: str, case: Case) -> bool:
     """Return whether a log line names the command, the tensor and a rule."""
-    if not re.search(rf"\b{re.escape(case.command)}\b", line):
+    command = re.search(rf"\b({case.command})\b", line)
+    if command is None:
         return False
     if case.tensor and f"'{case.tensor}'" not in line:
         return False
-    rest = line.split(case.command, 1)[1].replace(f"'{case.tensor}'", "")
-    return bool(RULE.search(rest))
+    return bool(RULE.search(line[command.end() :].replace(f"'{case.tensor}'", "")))
 
 
 def run_all(
