@@ -53,10 +53,12 @@ def test_cache_cold_then_warm(
     protocol: str,
     tmp_path: Path,
     record_report: Callable[[Report], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first server writes the large tensor to the cache folder, the next one is asked for its hash alone."""
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
     for name in ("bigvocab-cold", "bigvocab-warm"):
-        with running_server(proto=protocol, cache_dir=tmp_path / "rpc") as server:
+        with running_server(proto=protocol, cache=True) as server:
             check(replay(server.endpoint, load(CAPTURES / protocol / f"{name}.json")), record_report)
         files = [p for p in tmp_path.rglob("*") if p.is_file()]
         assert [(p.relative_to(tmp_path).as_posix(), p.stat().st_size) for p in files] == [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from ggml_rpc.server import Server
+from ggml_rpc.server import Server, cache_directory
 
 
 class RunningServer(Protocol):
@@ -19,7 +19,10 @@ class RunningServer(Protocol):
 
 
 @contextmanager
-def running_server(*, proto: str = "8.0.0", devices: str = "CPU", **options: Any) -> Iterator[RunningServer]:
-    """Run a server on a free loopback port for the time of the block; further options go to `Server`."""
-    with Server(devices=devices, host="127.0.0.1", port=0, protocols=proto, **options) as server:
+def running_server(
+    *, proto: str = "8.0.0", devices: str = "CPU", cache: bool = False, **options: Any
+) -> Iterator[RunningServer]:
+    """Run a server on a free loopback port for the time of the block; `cache` as its flag -c."""
+    cache_dir = cache_directory() if cache else None
+    with Server(devices=devices, port=0, protocols=proto, cache_dir=cache_dir, **options) as server:
         yield server
