@@ -240,7 +240,7 @@ def _homeless(which: int) -> Spoil:
 
 def _outside(which: int) -> Spoil:
     def spoil(a: Attacker, node: Tensor) -> None:
-        _which(node, which).data = a.buffer.base + BUFFER_BYTES - 1 & ~7
+        _which(node, which).data = a.buffer.base + a.buffer.size
 
     return spoil
 
