@@ -1,7 +1,219 @@
+// NORM, RMS_NORM, L2_NORM, GROUP_NORM of f32 rows, and the chains NORM or RMS_NORM -> MUL (-> ADD) as one step.
+// Floor: bytes of source and result over memory bandwidth for many rows; for the single row of a decode step, which
+// lies in the first-level cache, two passes of it.
+#include "cpu/elementwise.h"
+#include "cpu/elementwise_sums.h"
 #include "cpu/level.h"
 
 GGR_KERNELS_BEGIN
 
-void register_norm(OpTable&) {}
+namespace {
+
+enum Norm { CENTRED, ROOT_MEAN_SQUARE, LENGTH };
+
+// y = (x - centre) * scale, element for element; y may be x.
+struct Affine {
+    float centre, scale;
+};
+
+template <Norm KIND>
+inline Affine measure(const uint8_t* x, int64_t stride, int64_t n, float eps) {
+    const double count = static_cast<double>(n);
+    if (KIND == CENTRED) {
+        const float mean = static_cast<float>(sum_row<Plain>(x, stride, n) / count);
+        const double variance = sum_row<SquaredDistance>(x, stride, n, static_cast<double>(mean)) / count;
+        return {mean, static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)))};
+    }
+    const double squares = sum_row<Square>(x, stride, n);
+    if (KIND == ROOT_MEAN_SQUARE)
+        return {0.0f, static_cast<float>(1.0 / __builtin_sqrt(squares / count + static_cast<double>(eps)))};
+    const double length = __builtin_sqrt(squares), least = static_cast<double>(eps);
+    return {0.0f, static_cast<float>(1.0 / (length > least ? length : least))};
+}
+
+inline void scale_row(uint8_t* y, int64_t stride_y, const uint8_t* x, int64_t stride_x, int64_t n, Affine a) {
+    int64_t i = 0;
+    if (stride_x == sizeof(float) && stride_y == sizeof(float)) {
+        const float* px = reinterpret_cast<const float*>(x);
+        float* py = reinterpret_cast<float*>(y);
+        for (; i + VL <= n; i += VL) vstore(py + i, (vload(px + i) - a.centre) * a.scale);
+    }
+    for (; i < n; ++i)
+        *reinterpret_cast<float*>(y + i * stride_y) =
+            (*reinterpret_cast<const float*>(x + i * stride_x) - a.centre) * a.scale;
+}
+
+// Items are rows.
+template <Norm KIND>
+bool run(const Step& step, int64_t begin, int64_t end, Worker&) {
+    const Tensor &dst = *step.dst, &x = *step.src[0];
+    const int64_t n = dst.ne[0];
+    for (int64_t index = begin; index < end; ++index) {
+        const Item item = item_of(step, index);
+        const uint8_t* px = row_at(x, item.i1, item.i2, item.i3);
+        scale_row(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], px, x.nb[0], n,
+                  measure<KIND>(px, x.nb[0], n, step.arg.f32[0]));
+    }
+    return true;
+}
+
+bool refuse(PlanBuilder& builder, const Tensor& node) {
+    return builder.unsupported(node, "types %s -> %s", type_traits(node.src[0]->type)->name,
+                               type_traits(node.type)->name);
+}
+
+void keep_rows(Step& step, const Tensor& dst) { keep_split(step, {dst.ne[0], dst.ne[0], 1, n_rows(dst)}); }
+
+// Relies on: source and result of one shape.
+template <Norm KIND>
+bool prepare(PlanBuilder& builder, const Tensor& node) {
+    if (node.src[0]->type != TYPE_F32 || node.type != TYPE_F32) return refuse(builder, node);
+    Step& step = builder.add(run<KIND>, node, n_rows(node), n_elements(node) * 2);
+    keep_rows(step, node);
+    step.arg.f32[0] = param_f32(node, 0);
+    return true;
+}
+
+// ---- GROUP_NORM: dimension 2 (channels) in groups; each group of each i3 is normalised as one row ----
+
+bool run_group(const Step& step, int64_t begin, int64_t end, Worker&) {
+    const Tensor &dst = *step.dst, &x = *step.src[0];
+    const int64_t n_groups = step.arg.i64[1], size = step.arg.i64[2], n = x.ne[0];
+    const double eps = static_cast<double>(step.arg.f32[0]);
+    for (int64_t index = begin; index < end; ++index) {
+        const int64_t i3 = index / n_groups, first = index % n_groups * size;
+        const int64_t last = first + size < x.ne[2] ? first + size : x.ne[2];
+        const double count = static_cast<double>((last - first) * x.ne[1] * n);
+        double sum = 0.0;
+        for (int64_t i2 = first; i2 < last; ++i2)
+            for (int64_t i1 = 0; i1 < x.ne[1]; ++i1) sum += sum_row<Plain>(row_at(x, i1, i2, i3), x.nb[0], n);
+        const float mean = static_cast<float>(sum / count);
+        double squares = 0.0;
+        for (int64_t i2 = first; i2 < last; ++i2)
+            for (int64_t i1 = 0; i1 < x.ne[1]; ++i1)
+                squares += sum_row<SquaredDistance>(row_at(x, i1, i2, i3), x.nb[0], n, static_cast<double>(mean));
+        const Affine a = {mean, static_cast<float>(1.0 / __builtin_sqrt(squares / count + eps))};
+        for (int64_t i2 = first; i2 < last; ++i2)
+            for (int64_t i1 = 0; i1 < x.ne[1]; ++i1)
+                scale_row(row_at(dst, i1, i2, i3), dst.nb[0], row_at(x, i1, i2, i3), x.nb[0], n, a);
+    }
+    return true;
+}
+
+// Relies on: source and result of one shape, n_groups > 0.
+bool prepare_group(PlanBuilder& builder, const Tensor& node) {
+    if (node.src[0]->type != TYPE_F32 || node.type != TYPE_F32) return refuse(builder, node);
+    const int64_t n_channels = node.ne[2], asked = node.params[0];
+    if (asked <= 0) return builder.unsupported(node, "%lld groups", static_cast<long long>(asked));
+    // Channels per group are rounded up, so the last groups may be short, or empty: those are left out.
+    const int64_t size = (n_channels + asked - 1) / asked, n_groups = (n_channels + size - 1) / size;
+    Step& step = builder.add(run_group, node, n_groups * node.ne[3], n_elements(node) * 3);
+    step.arg.f32[0] = param_f32(node, 1);
+    step.arg.i64[1] = n_groups;
+    step.arg.i64[2] = size;
+    return true;
+}
+
+// ---- Fused chains: src[0] the rows, src[1] the factor, src[2] the addend or nullptr; dst that of the last node ----
+
+template <Norm KIND, bool WITH_ADD>
+bool run_fused(const Step& step, int64_t begin, int64_t end, Worker&) {
+    const Tensor &dst = *step.dst, &x = *step.src[0], &factor = *step.src[1];
+    const Tensor& addend = WITH_ADD ? *step.src[2] : factor;
+    const int64_t n = dst.ne[0];
+    for (int64_t index = begin; index < end; ++index) {
+        const Item item = item_of(step, index);
+        const float* px = reinterpret_cast<const float*>(row_at(x, item.i1, item.i2, item.i3));
+        const float* pf = reinterpret_cast<const float*>(repeated_row_at(factor, item.i1, item.i2, item.i3));
+        const float* pa = reinterpret_cast<const float*>(repeated_row_at(addend, item.i1, item.i2, item.i3));
+        float* pd = reinterpret_cast<float*>(row_at(dst, item.i1, item.i2, item.i3));
+        const Affine a = measure<KIND>(reinterpret_cast<const uint8_t*>(px), sizeof(float), n, step.arg.f32[0]);
+        int64_t i = 0;
+        for (; i + VL <= n; i += VL) {
+            vf y = (vload(px + i) - a.centre) * a.scale * vload(pf + i);
+            if (WITH_ADD) y = y + vload(pa + i);
+            vstore(pd + i, y);
+        }
+        for (; i < n; ++i) {
+            const float y = (px[i] - a.centre) * a.scale * pf[i];
+            pd[i] = WITH_ADD ? y + pa[i] : y;
+        }
+    }
+    return true;
+}
+
+bool packed_f32(const Tensor& t) { return t.type == TYPE_F32 && rows_contiguous(t); }
+
+// The other source of a two-source node that takes `link`, if that can be an operand of the fused row: whole rows of
+// f32 that are repeated, `link` itself not being repeated. nullptr otherwise.
+const Tensor* operand_beside(const Tensor& node, const Tensor& link) {
+    const Tensor *a = node.src[0], *b = node.src[1];
+    const Tensor* other = a == &link ? b : b == &link ? a : nullptr;
+    if (other == nullptr || other == &link || !packed_f32(*other) || other->ne[0] != node.ne[0]) return nullptr;
+    if (node.type != TYPE_F32 || !same_shape(node, link) || !can_repeat(*other, node)) return nullptr;
+    return other;
+}
+
+// What one row writes, no other row reads: the result lies beside the source, or exactly on it.
+bool rows_independent(const Tensor& result, const Tensor& source) {
+    return !PlanBuilder::overlap(result, source) || same_layout(result, source);
+}
+
+// An intermediate that is not stored: its memory must hold nothing that a later node of the chain reads, and its
+// writing must not be a way of changing another tensor.
+bool may_skip(const PlanBuilder& builder, const Tensor& node) {
+    return node.view_src == nullptr && builder.can_elide(node, 1);
+}
+
+template <Norm KIND>
+uint32_t fuse(PlanBuilder& builder, uint32_t i) {
+    const Graph& graph = builder.graph();
+    if (i + 1 >= graph.n_nodes) return 0;
+    const Tensor &norm = *graph.nodes[i], &mul = *graph.nodes[i + 1];
+    const Tensor& x = *norm.src[0];
+    if (mul.op != OP_MUL || !packed_f32(x) || norm.type != TYPE_F32 || !may_skip(builder, norm)) return 0;
+    const Tensor* factor = operand_beside(mul, norm);
+    if (factor == nullptr || PlanBuilder::overlap(*factor, norm)) return 0;
+
+    const Tensor *last = &mul, *addend = nullptr;
+    uint32_t taken = 2;
+    if (i + 2 < graph.n_nodes && graph.nodes[i + 2]->op == OP_ADD && may_skip(builder, mul)) {
+        const Tensor& add = *graph.nodes[i + 2];
+        addend = operand_beside(add, mul);
+        if (addend != nullptr && !PlanBuilder::overlap(*addend, norm) && !PlanBuilder::overlap(*addend, mul) &&
+            packed_f32(add) && rows_independent(add, x) && rows_independent(add, *factor) &&
+            rows_independent(add, *addend)) {
+            last = &add;
+            taken = 3;
+        } else {
+            addend = nullptr;
+        }
+    }
+    if (taken == 2 && !(packed_f32(mul) && rows_independent(mul, x) && rows_independent(mul, *factor))) return 0;
+
+    Step& step = builder.add_bare(addend != nullptr ? run_fused<KIND, true> : run_fused<KIND, false>, last,
+                                  n_rows(*last), n_elements(*last) * 3);
+    step.src[0] = &x;
+    step.src[1] = factor;
+    step.src[2] = addend;
+    keep_rows(step, *last);
+    step.arg.f32[0] = param_f32(norm, 0);
+    builder.reads(x);
+    builder.reads(*factor);
+    if (addend != nullptr) builder.reads(*addend);
+    builder.writes(*last);
+    return taken;
+}
+
+}  // namespace
+
+void register_norm(OpTable& table) {
+    table.prepare[OP_NORM] = prepare<CENTRED>;
+    table.prepare[OP_RMS_NORM] = prepare<ROOT_MEAN_SQUARE>;
+    table.prepare[OP_L2_NORM] = prepare<LENGTH>;
+    table.prepare[OP_GROUP_NORM] = prepare_group;
+    table.fuse[OP_NORM] = fuse<CENTRED>;
+    table.fuse[OP_RMS_NORM] = fuse<ROOT_MEAN_SQUARE>;
+}
 
 GGR_KERNELS_END
