@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,15 @@ class Runtime:
         first : pathlib.Path, optional
             A folder searched before all others, for a wheel's own libraries.
         """
-        folders = [*([first] if first else []), *self.library_dirs, Path("/usr/lib") / TRIPLET, Path("/lib") / TRIPLET]
+        # An interpreter that is linked with a shared libpython must meet its own, not the system's of the same name.
+        own = sysconfig.get_config_var("LIBDIR") if sysconfig.get_config_var("Py_ENABLE_SHARED") else None
+        folders = [
+            *([first] if first else []),
+            *self.library_dirs,
+            *([Path(own)] if own else []),
+            Path("/usr/lib") / TRIPLET,
+            Path("/lib") / TRIPLET,
+        ]
         path = ":".join(str(folder) for folder in folders)
         return [str(self.loader), "--library-path", path, python]
 
