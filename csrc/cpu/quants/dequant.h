@@ -100,6 +100,10 @@ static void bf16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
             return quantize_row_q5_1;
         case TYPE_Q8_0:
             return quantize_row_q8_0_bytes;
+        case TYPE_Q8_1:
+            return quantize_row_q8_1_bytes;
+        case TYPE_Q8_K:
+            return quantize_row_q8_K_bytes;
         case TYPE_IQ4_NL:
             return quantize_row_iq4_nl;
         case TYPE_MXFP4:

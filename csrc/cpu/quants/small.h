@@ -154,6 +154,12 @@ static inline float inverse(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
 [[maybe_unused]] static void quantize_row_q8_0_bytes(const float* x, uint8_t* dst, int64_t n) {
     quantize_row_q8_0(x, reinterpret_cast<BlockQ8_0*>(dst), n);
 }
+[[maybe_unused]] static void quantize_row_q8_1_bytes(const float* x, uint8_t* dst, int64_t n) {
+    quantize_row_q8_1(x, reinterpret_cast<BlockQ8_1*>(dst), n);
+}
+[[maybe_unused]] static void quantize_row_q8_K_bytes(const float* x, uint8_t* dst, int64_t n) {
+    quantize_row_q8_K(x, reinterpret_cast<BlockQ8_K*>(dst), n);
+}
 
 }  // namespace
 }  // namespace GGR_LEVEL

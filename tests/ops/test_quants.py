@@ -1,0 +1,181 @@
+"""Rows of quantised types to and from f32, bit for bit against the format's reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+from ggml_rpc.spec.types import TYPE_BY_NAME
+from tests.support.device import Bench, bf16_to_f32, f32_to_bf16
+
+DEQUANT = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+# Types whose reference quantiser the gguf package has and whose CPU quantiser is the reference.
+BY_REFERENCE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"]
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def sizes(type_name: str) -> tuple[int, int]:
+    """Return elements and bytes of a block."""
+    return TYPE_BY_NAME[type_name].block, TYPE_BY_NAME[type_name].bytes
+
+
+def rows_of(kind: str, rng: np.random.Generator, n_rows: int, n: int) -> np.ndarray:
+    """Return f32 rows with the corner cases of quantisers."""
+    x = rng.standard_normal((n_rows, n)).astype(np.float32)
+    match kind:
+        case "scaled":
+            x *= (10.0 ** rng.integers(-6, 4, (n_rows, n // 32))).repeat(32, axis=1).astype(np.float32)
+        case "ties":
+            x = np.round(x * 2)
+        case "zeros":
+            x[::3] = 0
+            x[1::3, : n // 2] = 0
+        case "positive":
+            x = np.abs(x)
+        case "negative":
+            x = -np.abs(x)
+        case "symmetric":
+            x[:, 1::2] = -x[:, ::2]
+        case "constant":
+            x[:] = x[:, :1]
+    return np.ascontiguousarray(x + 0.0)  # no -0: whether it counts as least is left to the order of comparison
+
+
+KINDS = ["normal", "scaled", "ties", "zeros", "positive", "negative", "symmetric", "constant"]
+
+
+def run_quantize(bench: Bench, x: np.ndarray, type_name: str) -> np.ndarray:
+    """Return the blocks that CPY makes of f32 rows, (rows, blocks, bytes)."""
+    block, n_bytes = sizes(type_name)
+    node = bench.node("CPY", type_name, x.shape, [bench.put(x)])
+    node.src.append(node)
+    bench.run(node)
+    return np.frombuffer(bench.raw(node), np.uint8).reshape(len(x), x.shape[1] // block, n_bytes)
+
+
+@pytest.mark.parametrize("type_name", DEQUANT)
+def test_dequantize_bit_exact(bench: Bench, rng: np.random.Generator, type_name: str) -> None:
+    """Random bytes are valid blocks: every code, every scale, infinities and NaN too."""
+    block, n_bytes = sizes(type_name)
+    raw = rng.integers(0, 256, (7, 3 * 256 // block * n_bytes), dtype=np.uint8)
+    source = bench.put_raw(type_name, (7, 768), raw.tobytes())
+    node = bench.node("CPY", "F32", (7, 768), [source])
+    node.src.append(node)
+    bench.run(node)
+    got = bench.read(node).reshape(7, 768)
+    with np.errstate(all="ignore"):
+        expected = quants.dequantize(raw, GGMLQuantizationType[type_name])
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    number = ~np.isnan(expected)
+    np.testing.assert_array_equal(got.view(np.uint32)[number], expected.view(np.uint32)[number])
+    assert number.mean() > 0.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type_name", BY_REFERENCE)
+def test_quantize_byte_exact(bench: Bench, rng: np.random.Generator, type_name: str, kind: str) -> None:
+    x = rows_of(kind, rng, 9, 512)
+    got = run_quantize(bench, x, type_name)
+    expected = quants.quantize(x, GGMLQuantizationType[type_name])
+    np.testing.assert_array_equal(got.reshape(expected.shape), expected)
+
+
+def stock_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return d (f32, before rounding) and codes of blocks of 32 by the stock CPU's rule: x * (127 / max) to even."""
+    blocks = x.reshape(len(x), -1, 32)
+    peak = np.abs(blocks).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        scale = np.where(peak > 0, np.float32(127) / peak, np.float32(0)).astype(np.float32)
+    return (peak / np.float32(127))[..., 0], np.rint(blocks * scale).astype(np.int8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_q8_0_as_stock_cpu(bench: Bench, rng: np.random.Generator, kind: str) -> None:
+    x = rows_of(kind, rng, 9, 512)
+    got = run_quantize(bench, x, "Q8_0")
+    d, codes = stock_q8(x)
+    np.testing.assert_array_equal(got[..., :2].copy().view("<f2")[..., 0], d.astype(np.float16))
+    np.testing.assert_array_equal(got[..., 2:].copy().view(np.int8), codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_q8_1_as_stock_cpu(bench: Bench, rng: np.random.Generator, kind: str) -> None:
+    """As Q8_0, and the sum of the codes times d, as half."""
+    x = rows_of(kind, rng, 9, 512)
+    got = run_quantize(bench, x, "Q8_1")
+    d, codes = stock_q8(x)
+    heads = got[..., :4].copy().view("<f2")
+    np.testing.assert_array_equal(heads[..., 0], d.astype(np.float16))
+    sums = codes.astype(np.int32).sum(axis=-1).astype(np.float32)
+    np.testing.assert_array_equal(heads[..., 1], (d * sums).astype(np.float16))
+    np.testing.assert_array_equal(got[..., 4:].copy().view(np.int8), codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_q8_k_as_stock_cpu(bench: Bench, rng: np.random.Generator, kind: str) -> None:
+    """The first element of largest magnitude becomes -127; sums of 16 codes follow."""
+    x = rows_of(kind, rng, 5, 768)
+    got = run_quantize(bench, x, "Q8_K")
+    blocks = x.reshape(5, 3, 256)
+    first = np.abs(blocks).argmax(axis=-1)[..., None]
+    extreme = np.take_along_axis(blocks, first, axis=-1)
+    with np.errstate(divide="ignore"):
+        scale = np.where(extreme != 0, np.float32(-127) / extreme, np.float32(0)).astype(np.float32)
+        d = np.where(extreme != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
+    codes = np.rint(blocks * scale).clip(-128, 127).astype(np.int8)
+    np.testing.assert_array_equal(got[..., :4].copy().view("<f4"), d)
+    np.testing.assert_array_equal(got[..., 4:260].copy().view(np.int8), codes)
+    sums = codes.reshape(5, 3, 16, 16).astype(np.int16).sum(axis=-1)
+    np.testing.assert_array_equal(got[..., 260:].copy().view("<i2"), sums)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iq4_nl_as_stock_cpu(bench: Bench, rng: np.random.Generator, kind: str) -> None:
+    """Codes by the extreme, then the scale of least squares with weights x^2, summed in order in f32."""
+    x = rows_of(kind, rng, 9, 512)
+    got = run_quantize(bench, x, "IQ4_NL").reshape(-1, 18)
+    for block, result in zip(x.reshape(-1, 32), got, strict=True):
+        extreme = block[np.abs(block).argmax()]
+        if abs(extreme) < 1e-15:
+            assert not result.any()
+            continue
+        scaled = block * (np.float32(1) / (extreme / IQ4_VALUES[0]))
+        codes = np.searchsorted((IQ4_VALUES[1:] + IQ4_VALUES[:-1]) / 2, scaled, side="right")
+        value = IQ4_VALUES[codes]
+        weighted = block * block * value
+        sum_qx = sum_qq = np.float32(0)
+        for a, b in zip(weighted * block, weighted * value, strict=True):
+            sum_qx, sum_qq = sum_qx + a, sum_qq + b
+        assert result[:2].view("<f2")[0] == np.float16(sum_qx / sum_qq)
+        np.testing.assert_array_equal(result[2:] & 15, codes[:16])
+        np.testing.assert_array_equal(result[2:] >> 4, codes[16:])
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL"])
+@pytest.mark.parametrize("source", ["F16", "BF16"])
+def test_quantize_from_half(bench: Bench, rng: np.random.Generator, type_name: str, source: str) -> None:
+    """A 16-bit source gives what its values as f32 give."""
+    x = rng.standard_normal((5, 1536)).astype(np.float32)
+    x = x.astype(np.float16).astype(np.float32) if source == "F16" else bf16_to_f32(f32_to_bf16(x))
+    expected = run_quantize(bench, x, type_name)
+    node = bench.node("CPY", type_name, x.shape, [bench.put(x.astype(np.float16) if source == "F16" else x, source)])
+    node.src.append(node)
+    bench.run(node)
+    assert bench.raw(node) == expected.tobytes()
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_K", "IQ4_NL", "MXFP4"])
+def test_not_a_number_is_harmless(bench: Bench, type_name: str) -> None:
+    """NaN and infinities in one block leave the next block as it is."""
+    x = np.linspace(-1, 1, 1024, dtype=np.float32).reshape(2, 512)
+    clean = run_quantize(bench, x, type_name)
+    x[0, 3], x[0, 17], x[0, 40] = np.nan, np.inf, -np.inf
+    got = run_quantize(bench, x, type_name)
+    np.testing.assert_array_equal(got[1], clean[1])
+
+
+def test_block_sizes() -> None:
+    """The reference package and this one mean the same layouts."""
+    for name in DEQUANT:
+        assert sizes(name) == GGML_QUANT_SIZES[GGMLQuantizationType[name]]
