@@ -65,6 +65,38 @@ static inline b16 iq4_table() {
 }
 static inline b16 mxfp4_table() { return b16{16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4}; }
 
+// The nibbles of two blocks of 32, in order.
+static inline void nibble_pair(bv* out, const uint8_t* first, const uint8_t* second) {
+#if GGR_VNNI
+    __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)first));
+    v = _mm512_mask_broadcast_i32x4(v, 0xff00, _mm_loadu_si128((const __m128i*)second));
+    const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
+    out[0] = (bv)_mm512_srlv_epi32(v, shift) & 15;
+#else
+    join32(out, nibbles(first), nibbles(second));
+#endif
+}
+// The same with a fifth bit each.
+static inline void five_bit_pair(bv* out, const uint8_t* first, const uint8_t* second, const uint8_t* first_high,
+                                 const uint8_t* second_high) {
+#if GGR_VNNI
+    const __mmask64 high = (uint64_t)read_u32(second_high) << 32 | read_u32(first_high);
+    nibble_pair(out, first, second);
+    out[0] = (bv)_mm512_mask_add_epi8((__m512i)out[0], high, (__m512i)out[0], _mm512_set1_epi8(16));
+#else
+    join32(out, nibbles(first) | (bits_to_bytes(first_high) & 16), nibbles(second) | (bits_to_bytes(second_high) & 16));
+#endif
+}
+// The same as indices to a table.
+static inline void lookup_pair(bv* out, b16 table, const uint8_t* first, const uint8_t* second) {
+#if GGR_VNNI
+    nibble_pair(out, first, second);
+    out[0] = (bv)_mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)table), (__m512i)out[0]);
+#else
+    join32(out, lookup(table, nibbles(first)), lookup(table, nibbles(second)));
+#endif
+}
+
 static inline f8 bytes_to_f8(uint64_t bytes) {
 #if defined(__AVX2__)
     return (f8)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes)));
@@ -97,9 +129,32 @@ struct Small {
 
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int i = 0; i < PIECES; i += 2)
-            join32(u + i * QK / BW, T::piece(p + i * BYTES), T::piece(p + (i + 1) * BYTES));
+            T::pair(u + i * QK / BW, p + i * BYTES, p + (i + 1) * BYTES);
     }
+#if GGR_VNNI
+    static inline __m512i word_index(int a, int b, int c, int d, int e, int f, int g, int h) {
+        return _mm512_castsi128_si512(
+            _mm_setr_epi16((short)a, (short)b, (short)c, (short)d, (short)e, (short)f, (short)g, (short)h));
+    }
+#endif
+    // The halves at the same place of eight blocks.
     static inline f8 halves(const uint8_t* p) {
+#if GGR_VNNI
+        constexpr int W = BYTES / 2;
+        if constexpr (BYTES <= 20) {  // four blocks' to a register
+            const __m128i words = _mm512_castsi512_si128(_mm512_permutex2var_epi16(
+                _mm512_loadu_si512(p), word_index(0, W, 2 * W, 3 * W, 32, 32 + W, 32 + 2 * W, 32 + 3 * W),
+                _mm512_loadu_si512(p + 4 * BYTES)));
+            return half8((h8)words);
+        } else if constexpr (BYTES <= 24) {  // three
+            const __m512i six =
+                _mm512_permutex2var_epi16(_mm512_loadu_si512(p), word_index(0, W, 2 * W, 32, 32 + W, 32 + 2 * W, 0, 0),
+                                          _mm512_loadu_si512(p + 3 * BYTES));
+            const __m512i words = _mm512_permutex2var_epi16(six, word_index(0, 1, 2, 3, 4, 5, 32, 32 + W),
+                                                            _mm512_loadu_si512(p + 6 * BYTES));
+            return half8((h8)_mm512_castsi512_si128(words));
+        }
+#endif
         return half8(h8{read_u16(p), read_u16(p + BYTES), read_u16(p + 2 * BYTES), read_u16(p + 3 * BYTES),
                         read_u16(p + 4 * BYTES), read_u16(p + 5 * BYTES), read_u16(p + 6 * BYTES),
                         read_u16(p + 7 * BYTES)});
@@ -114,24 +169,39 @@ struct Small {
 
 struct Q4_0 : Small<Q4_0, 18, ACT_Q8_0, 8, false, false> {
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 2); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) { nibble_pair(out, p + 2, q + 2); }
 };
 struct Q4_1 : Small<Q4_1, 20, ACT_Q8_1, 0, false, true> {
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 4); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) { nibble_pair(out, p + 4, q + 4); }
 };
 struct Q5_0 : Small<Q5_0, 22, ACT_Q8_0, 16, false, false> {
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 6) | (bits_to_bytes(p + 2) & 16); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
+        five_bit_pair(out, p + 6, q + 6, p + 2, q + 2);
+    }
 };
 struct Q5_1 : Small<Q5_1, 24, ACT_Q8_1, 0, false, true> {
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 8) | (bits_to_bytes(p + 4) & 16); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
+        five_bit_pair(out, p + 8, q + 8, p + 4, q + 4);
+    }
 };
 struct Q8_0 : Small<Q8_0, 34, ACT_Q8_0, WIDE_ZERO, true, false> {
     static inline b32 piece(const uint8_t* p) { return vread<b32>(p + 2) ^ (uint8_t)WIDE_ZERO; }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) { join32(out, piece(p), piece(q)); }
 };
 struct IQ4_NL : Small<IQ4_NL, 18, ACT_Q8_0, WIDE_ZERO, true, false> {
     static inline b32 piece(const uint8_t* p) { return lookup(iq4_table(), nibbles(p + 2)); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
+        lookup_pair(out, iq4_table(), p + 2, q + 2);
+    }
 };
 struct MXFP4 : Small<MXFP4, 17, ACT_Q8_0, 16, false, false> {
     static inline b32 piece(const uint8_t* p) { return lookup(mxfp4_table(), nibbles(p + 1)); }
+    static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
+        lookup_pair(out, mxfp4_table(), p + 1, q + 1);
+    }
     // 2^(e - 127) / 2: the table holds doubled values. e < 2 gives subnormals.
     static inline float scale(const uint8_t* p) {
         const uint32_t bits = *p < 2 ? 0x200000u << *p : (uint32_t)(*p - 1) << 23;
@@ -140,8 +210,10 @@ struct MXFP4 : Small<MXFP4, 17, ACT_Q8_0, 16, false, false> {
         return v;
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {
-        s[0] = f8{scale(p),          scale(p + BLOCK),     scale(p + 2 * BLOCK), scale(p + 3 * BLOCK),
-                  scale(p + 4 * BLOCK), scale(p + 5 * BLOCK), scale(p + 6 * BLOCK), scale(p + 7 * BLOCK)};
+        const i8x e = {p[0],         p[BLOCK],     p[2 * BLOCK], p[3 * BLOCK],
+                       p[4 * BLOCK], p[5 * BLOCK], p[6 * BLOCK], p[7 * BLOCK]};
+        const i8x tiny = e < 2;
+        s[0] = (f8)((tiny & (0x200000 << (e & 1))) | (~tiny & (e - 1) << 23));
     }
 };
 
@@ -242,8 +314,7 @@ struct Q6_K : Super<210, 16, 32, false, false> {
 struct IQ4_XS : Super<136, 32, WIDE_ZERO, true, false> {
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int i = 0; i < PIECES; i += 2)
-            join32(u + i * QK / BW, lookup(iq4_table(), nibbles(p + 8 + 16 * i)),
-                   lookup(iq4_table(), nibbles(p + 24 + 16 * i)));
+            lookup_pair(u + i * QK / BW, iq4_table(), p + 8 + 16 * i, p + 24 + 16 * i);
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {
         const float d = read_half(p);

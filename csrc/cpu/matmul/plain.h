@@ -65,7 +65,7 @@ static inline void all_rows_plain(const Product& p, int64_t c) {
 template <class W>
 void few_plain(const Product& p) {
     int64_t c = 0;
-    for (; c + 4 <= p.n_columns; c += 4) all_rows_plain<W, 2, 4>(p, c);
+    for (; c + 4 <= p.n_columns; c += 4) all_rows_plain<W, VL == 16 ? 4 : 2, 4>(p, c);
     if (p.n_columns - c >= 2) {
         all_rows_plain<W, 4, 2>(p, c);
         c += 2;
@@ -82,14 +82,23 @@ struct PlainPanel {
 
     static void pack(const Product& p, int64_t k0, int64_t n, uint8_t* panel) {
         float* to = reinterpret_cast<float*>(panel);
-        for (int row = 0; row < PANEL_ROWS; ++row) {
-            if (row >= p.n_rows) {
-                for (int64_t i = 0; i < n; ++i) to[i * PANEL_ROWS + row] = 0.0f;
-                continue;
+        for (int v = 0; v < PANEL_VECTORS; ++v) {
+            const typename W::Element* from[VL];  // rows that are not there: the last one again, to lanes never stored
+            for (int lane = 0; lane < VL; ++lane) {
+                const int64_t row = v * VL + lane < p.n_rows ? v * VL + lane : p.n_rows - 1;
+                from[lane] = reinterpret_cast<const typename W::Element*>(p.weights + row * p.row_bytes) + k0;
             }
-            const typename W::Element* from =
-                reinterpret_cast<const typename W::Element*>(p.weights + row * p.row_bytes) + k0;
-            for (int64_t i = 0; i < n; ++i) to[i * PANEL_ROWS + row] = W::get(from + i);
+            int64_t i = 0;
+            for (; i + VL <= n; i += VL) {
+                vf x[VL];
+#pragma GCC unroll 16
+                for (int lane = 0; lane < VL; ++lane) x[lane] = W::load(from[lane] + i);
+                transpose_square(x);
+#pragma GCC unroll 16
+                for (int j = 0; j < VL; ++j) vstore(to + (i + j) * PANEL_ROWS + v * VL, x[j]);
+            }
+            for (; i < n; ++i)
+                for (int lane = 0; lane < VL; ++lane) to[i * PANEL_ROWS + v * VL + lane] = W::get(from[lane] + i);
         }
     }
 

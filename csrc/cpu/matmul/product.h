@@ -52,6 +52,31 @@ constexpr int64_t SCALE_BYTES = 512 / 16 * PANEL_ROWS * 4;
 constexpr int64_t ROWS_BYTES = VL * 256;
 constexpr int64_t LOCAL_BYTES = TILE_BYTES + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES + PADDED_COLUMNS * 8;
 
+// Exchange rows and columns of VL vectors of VL lanes: log2(VL) rounds of exchanging squares.
+template <int S, class V>
+static inline void exchange(V* x) {
+    vi low = {}, high = {};
+#pragma GCC unroll 16
+    for (int l = 0; l < VL; ++l) {
+        low[l] = l & S ? VL + l - S : l;
+        high[l] = l & S ? VL + l : l + S;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) {
+        if (i & S) continue;
+        const V a = x[i], b = x[i + S];
+        x[i] = __builtin_shuffle(a, b, low);
+        x[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+template <class V>
+static inline void transpose_square(V x[VL]) {
+    if constexpr (VL > 8) exchange<8>(x);
+    if constexpr (VL > 4) exchange<4>(x);
+    exchange<2>(x);
+    exchange<1>(x);
+}
+
 // The loop that all panel products share. P: STEP elements of k at a time,
 //   pack(p, k0, n, panel)                              a slice of the panel
 //   multiply(panel, k0, n, columns, layout, tile, add)  TILE_COLUMNS columns with it; to the tile, or onto it

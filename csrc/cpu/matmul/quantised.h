@@ -163,11 +163,24 @@ struct QuantPanel {
         }
     }
 
-    // rows[VL][GROUP] bytes to fours[i][VL], `fours` apart by a panel's row.
+    // rows[VL][GROUP] bytes to n fours[VL], PANEL_ROWS * 4 bytes from one to the next. n is a multiple of 8.
     static inline void transpose(const uint8_t* rows, int n, uint8_t* to) {
-        for (int i = 0; i < n; ++i)
-            for (int lane = 0; lane < VL; ++lane)
-                std::memcpy(to + i * PANEL_ROWS * 4 + lane * 4, rows + lane * GROUP + i * 4, 4);
+        constexpr int PITCH = PANEL_ROWS * 4;
+        for (int i = 0; i < n; i += VL) {  // beyond n: what an earlier group left in `rows`, not stored
+            vi x[VL];
+#pragma GCC unroll 16
+            for (int lane = 0; lane < VL; ++lane) x[lane] = vread<vi>(rows + lane * GROUP + i * 4);
+            transpose_square(x);
+            const int count = n - i < VL ? n - i : VL;
+            if (count == VL) {
+#pragma GCC unroll 16
+                for (int j = 0; j < VL; ++j) vwrite(to + (i + j) * PITCH, x[j]);
+            } else {
+#pragma GCC unroll 16
+                for (int j = 0; j < VL; ++j)
+                    if (j < count) vwrite(to + (i + j) * PITCH, x[j]);
+            }
+        }
     }
 
     // Dot products of SUB elements, from the zero points' part on.
