@@ -106,6 +106,12 @@ inline Split split_rows(const Tensor& dst, bool flat) {
     return s;
 }
 
+// Work of n elements at `cost` vector operations, counted for four lanes; nothing is cheaper than moving the element.
+inline int64_t work_of(int64_t n, int64_t cost) {
+    const int64_t scaled = cost * 4 / VL;
+    return n * (scaled > 1 ? scaled : 1);
+}
+
 // Steps keep their split in arg.i64[3 .. 5] and a function in arg.i64[6]; f32 parameters lie before, in arg.f32[0 ..
 // 5].
 inline void keep_split(Step& step, const Split& s) {

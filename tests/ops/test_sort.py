@@ -10,7 +10,7 @@ import pytest
 from ggml_rpc.spec.enums import SortOrder
 from tests.support.device import Bench
 
-LENGTHS = [1, 2, 15, 17, 33, 97, 500, 2047, 2048, 5000]
+LENGTHS = [1, 2, 15, 17, 33, 64, 97, 128, 250, 256, 257, 500, 2047, 2048, 5000]
 
 
 def oracle(x: np.ndarray, descending: bool) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_argsort(bench: Bench, rng: np.random.Generator, order: SortOrder, n: in
 
 
 @pytest.mark.parametrize("order", list(SortOrder), ids=lambda o: o.name)
-@pytest.mark.parametrize("n", [7, 300, 4000])
+@pytest.mark.parametrize("n", [7, 60, 255, 300, 4000])
 def test_ties_stay_in_index_order(bench: Bench, rng: np.random.Generator, order: SortOrder, n: int) -> None:
     x = rng.integers(-3, 4, (4, n)).astype(np.float32)
     x[x == 0] *= np.where(rng.random((x == 0).sum()) < 0.5, -1, 1)  # +0 and -0 are equal
@@ -47,7 +47,7 @@ def test_ties_stay_in_index_order(bench: Bench, rng: np.random.Generator, order:
 
 
 @pytest.mark.parametrize("order", list(SortOrder), ids=lambda o: o.name)
-@pytest.mark.parametrize("n", [9, 300, 4000])
+@pytest.mark.parametrize("n", [9, 60, 255, 300, 4000])
 def test_any_bits_give_a_permutation(bench: Bench, rng: np.random.Generator, order: SortOrder, n: int) -> None:
     x = rng.integers(0, 2**32, (4, n), dtype=np.uint32).view(np.float32)
     x[:, ::5] = np.array([np.nan, np.inf, -np.inf, -np.nan, 0.0], np.float32)[rng.integers(0, 5, x[:, ::5].shape)]

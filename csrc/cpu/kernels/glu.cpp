@@ -82,7 +82,7 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
                                    b != nullptr ? type_traits(b->type)->name : "none", type_traits(node.type)->name);
     const bool flat = b != nullptr && is_contiguous(a) && is_contiguous(*b) && is_contiguous(node);
     const Split split = split_rows(node, flat);
-    Step& step = builder.add(run, node, split.items, n_elements(node) * KIND[kind].cost);
+    Step& step = builder.add(run, node, split.items, work_of(n_elements(node), KIND[kind].cost));
     keep_split(step, split);
     step.arg.f32[0] = param_f32(node, 2);
     step.arg.f32[1] = param_f32(node, 3);

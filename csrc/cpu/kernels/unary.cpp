@@ -85,13 +85,13 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker&) {
     return true;
 }
 
-// Relies on: source and result of one shape. `cost`: operations an element.
+// Relies on: source and result of one shape. `cost`: see work_of.
 bool add_step(PlanBuilder& builder, const Tensor& node, Apply fn, int64_t cost, const float* params, int n_params) {
     const Tensor& x = *node.src[0];
     if (!is_float(x.type) || !is_float(node.type))
         return builder.unsupported(node, "types %s -> %s", type_traits(x.type)->name, type_traits(node.type)->name);
     const Split split = split_rows(node, is_contiguous(x) && is_contiguous(node));
-    Step& step = builder.add(run, node, split.items, n_elements(node) * cost);
+    Step& step = builder.add(run, node, split.items, work_of(n_elements(node), cost));
     keep_split(step, split);
     step.arg.i64[6] = reinterpret_cast<int64_t>(fn);
     for (int i = 0; i < n_params; ++i) step.arg.f32[i] = params[i];
