@@ -129,10 +129,18 @@ static inline vf vload_f16(const uint16_t* p) {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else
+#elif defined(__aarch64__)
     float f[VL];
     for (int i = 0; i < VL; ++i) f[i] = f16_to_f32(p[i]);
     return vload(f);
+#else
+    typedef uint16_t vh __attribute__((vector_size(VL * 2)));
+    vh h;
+    std::memcpy(&h, p, sizeof h);
+    const vu bits = __builtin_convertvector(h, vu), magnitude = (bits & 0x7fffu) << 13;
+    const vf f = (vf)magnitude * 5.192296858534828e33f;  // 2^112 rebiases the exponent, of subnormals too
+    const vu special = (vu)(magnitude >= 0x0f800000u) & 0x7f800000u;
+    return (vf)((vu)f | special | (bits & 0x8000u) << 16);
 #endif
 }
 static inline void vstore_f16(uint16_t* p, vf v) {

@@ -49,6 +49,20 @@ static inline float largest_lane(vf v) {
 #endif
 }
 
+// Ask for the lines of a row that is needed soon: the rows of one head lie a token apart in a cache, which hardware
+// prefetchers do not follow. Any address may be asked for.
+static inline void prefetch_row(uintptr_t row, int64_t bytes) {
+    constexpr int64_t LINE = 64;
+    for (int64_t i = 0; i < bytes; i += LINE)
+        __builtin_prefetch(reinterpret_cast<const void*>(row + static_cast<uintptr_t>(i)), 0, 3);
+}
+
+// Rows to ask for while others are worked on.
+struct Ahead {
+    const uintptr_t* rows = nullptr;
+    int64_t bytes = 0;
+};
+
 // scores[r][0 .. 3] = q[r] . k[0 .. 3], R rows. q is padded with zeros to whole vectors, the rows of K are not.
 template <class F, int R>
 void dots(const float* q, int64_t ldq, const uint8_t* const* k, int64_t d, float* scores) {
@@ -78,42 +92,54 @@ void dots(const float* q, int64_t ldq, const uint8_t* const* k, int64_t d, float
 
 // out[r][0 .. B vectors) += sum over j of weights[r][j] * v[j][...], R rows.
 template <class F, int R, int B>
-void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t column) {
+void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t column,
+         const Ahead& ahead) {
     using E = typename F::Element;
     vf sum[R][B];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int b = 0; b < B; ++b) sum[r][b] = vload(out + r * ldo + b * VL);
     for (int64_t j = 0; j < n; ++j) {
         const E* row = reinterpret_cast<const E*>(v[j]) + column;
+        if (ahead.bytes > 0) prefetch_row(ahead.rows[j], ahead.bytes);
         vf value[B];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int b = 0; b < B; ++b) value[b] = F::load(row + b * VL);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const float w = weights[r * KV_TILE + j];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int b = 0; b < B; ++b) sum[r][b] += value[b] * w;
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int b = 0; b < B; ++b) vstore(out + r * ldo + b * VL, sum[r][b]);
 }
 
 // Scores of R rows for all positions of a visit.
 template <class F, int R>
-void score_rows(const float* q, int64_t ldq, const uint8_t* const* k, int64_t n, int64_t d, float* scores) {
-    for (int64_t j = 0; j < n; j += KB) dots<F, R>(q, ldq, k + j, d, scores + j);
+void score_rows(const float* q, int64_t ldq, const uint8_t* const* k, int64_t n, int64_t d, float* scores,
+                const Ahead& ahead) {
+    for (int64_t j = 0; j < n; j += KB) {
+        if (ahead.bytes > 0)
+            for (int64_t i = j; i < j + KB && i < n; ++i) prefetch_row(ahead.rows[i], ahead.bytes);
+        dots<F, R>(q, ldq, k + j, d, scores + j);
+    }
 }
 
 template <class F, int R>
-void mix_rows(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t d) {
+void mix_rows(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t d,
+              Ahead ahead) {
+    constexpr int WIDE = R == 1 ? 2 * KB : KB;  // one row alone needs more sums to hide the latency of adding
     int64_t i = 0;
-    for (; i + KB * VL <= d; i += KB * VL) mix<F, R, KB>(out + i, ldo, weights, v, n, i);
-    for (; i + VL <= d; i += VL) mix<F, R, 1>(out + i, ldo, weights, v, n, i);
+    for (; i + WIDE * VL <= d; i += WIDE * VL) {
+        mix<F, R, WIDE>(out + i, ldo, weights, v, n, i, ahead);
+        ahead = {};
+    }
+    for (; i + VL <= d; i += VL) mix<F, R, 1>(out + i, ldo, weights, v, n, i, {});
     if (i == d) return;
     for (int64_t j = 0; j < n; ++j) {
         const vf value = load_tail<F>(reinterpret_cast<const typename F::Element*>(v[j]) + i, d - i);
@@ -122,8 +148,8 @@ void mix_rows(float* out, int64_t ldo, const float* weights, const uint8_t* cons
     }
 }
 
-using ScoreRows = void (*)(const float*, int64_t, const uint8_t* const*, int64_t, int64_t, float*);
-using MixRows = void (*)(float*, int64_t, const float*, const uint8_t* const*, int64_t, int64_t);
+using ScoreRows = void (*)(const float*, int64_t, const uint8_t* const*, int64_t, int64_t, float*, const Ahead&);
+using MixRows = void (*)(float*, int64_t, const float*, const uint8_t* const*, int64_t, int64_t, Ahead);
 
 // How rows of K or V are read: directly in a plain type, or turned into f32 first.
 template <class F>
@@ -235,20 +261,33 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
     std::memset(local.out, 0, static_cast<size_t>(item.n_rows * local.ldo) * sizeof(float));
     const ScoreRows* score = score_for(p.k.type);
     const MixRows* mixer = mix_for(p.v.type);
+    // While K is worked on, the V rows of the same positions are asked for; while V is, the K rows a visit further on
+    // (where they will be if all are live).
+    uintptr_t coming[KV_TILE];
+    const int64_t bytes_k = row_bytes(p.k.type, dk), bytes_v = row_bytes(p.v.type, dv);
+    const auto come = [&](const Visit& visit, const Tensor& t, const uint8_t* head, int64_t skip) {
+        for (int64_t j = 0; j < visit.n; ++j)
+            coming[j] = reinterpret_cast<uintptr_t>(head) +
+                        static_cast<uintptr_t>(visit.position[j] + skip) * static_cast<uintptr_t>(t.nb[1]);
+    };
     Visit visit;
     while (next_visit(p, item, visit)) {
         visit_rows(visit, p.k, item.k, local.converted, rows);
+        come(visit, p.v, item.v, 0);
         for (int64_t r = 0; r < item.n_rows; r += RB) {
             const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
-            score[n - 1](local.q + r * local.ldq, local.ldq, rows, visit.n, dk, scores + r * KV_TILE);
+            score[n - 1](local.q + r * local.ldq, local.ldq, rows, visit.n, dk, scores + r * KV_TILE,
+                         r == 0 ? Ahead{coming, bytes_v} : Ahead{});
         }
         for (int64_t r = 0; r < item.n_rows; ++r)
             weigh_row(p, item, visit, r, scores + r * KV_TILE, maximum + r, sum + r, local.out + r * local.ldo,
                       local.ldo);
         visit_rows(visit, p.v, item.v, local.converted, rows);
+        come(visit, p.k, item.k, KV_TILE);
         for (int64_t r = 0; r < item.n_rows; r += RB) {
             const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
-            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, rows, visit.n, dv);
+            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, rows, visit.n, dv,
+                         r == 0 ? Ahead{coming, bytes_k} : Ahead{});
         }
     }
     for (int64_t r = 0; r < item.n_rows; ++r) {

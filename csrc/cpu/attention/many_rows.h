@@ -83,28 +83,41 @@ struct ManyRows {
     }
 };
 
+// scores[j][r] += mask[r][j]: 4 x 4 at a time, since single elements would cost a tenth of the products.
+static inline void add_mask(const ManyRows& local, int64_t n_positions, int64_t n_rows) {
+    for (int64_t r = 0; r < n_rows; r += 4) {
+        for (int64_t j = 0; j < n_positions; j += 4) {
+            const float* from = local.mask + r * KV_TILE + j;
+            float* to = local.scores + j * ROW_TILE + r;
+#if defined(__x86_64__)
+            __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + KV_TILE);
+            __m128 c = _mm_loadu_ps(from + 2 * KV_TILE), d = _mm_loadu_ps(from + 3 * KV_TILE);
+            _MM_TRANSPOSE4_PS(a, b, c, d);
+            _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), a));
+            _mm_storeu_ps(to + ROW_TILE, _mm_add_ps(_mm_loadu_ps(to + ROW_TILE), b));
+            _mm_storeu_ps(to + 2 * ROW_TILE, _mm_add_ps(_mm_loadu_ps(to + 2 * ROW_TILE), c));
+            _mm_storeu_ps(to + 3 * ROW_TILE, _mm_add_ps(_mm_loadu_ps(to + 3 * ROW_TILE), d));
+#else
+            for (int x = 0; x < 4; ++x)
+                for (int y = 0; y < 4; ++y) to[x * ROW_TILE + y] += from[y * KV_TILE + x];
+#endif
+        }
+    }
+}
+
 static inline void convert_rows(const Visit& visit, const Tensor& t, const uint8_t* head, float* out, int64_t ld) {
     const DequantRow row = dequant_row_for(t.type);
     for (int64_t j = 0; j < visit.n; ++j) row(head + visit.position[j] * t.nb[1], out + j * ld, t.ne[0]);
 }
 
-// Scores of the vector of rows that starts at column `i`: capped, masked, turned into weights.
+// Turn the scores of the vector of rows that starts at column `i` into weights, with the running maximum and sum;
+// earlier results shrink when the maximum grows.
 static inline void weigh_column(const Problem& p, const Visit& visit, const ManyRows& local, int64_t i, float* maximum,
                                 float* sum) {
     float* scores = local.scores + i;
     const vf old = vload(maximum + i);
     vf top = old;
-    for (int64_t j = 0; j < visit.n; ++j) {
-        vf s = vload(scores + j * ROW_TILE);
-        if (p.softcap != 0.0f) s = soft_cap(s, p.softcap);
-        if (visit.masked) {
-            float column[VL];
-            for (int lane = 0; lane < VL; ++lane) column[lane] = local.mask[(i + lane) * KV_TILE + j];
-            s += vload(column);
-        }
-        if (p.softcap != 0.0f || visit.masked) vstore(scores + j * ROW_TILE, s);
-        top = vmax(s, top);
-    }
+    for (int64_t j = 0; j < visit.n; ++j) top = vmax(vload(scores + j * ROW_TILE), top);
     const vf base = safe_max(top);
     vf total = {};
     for (int64_t j = 0; j < visit.n; ++j) {
@@ -146,9 +159,14 @@ static inline void attend_many_rows(const Problem& p, int64_t index, Worker& wor
     while (next_visit(p, item, visit)) {
         convert_rows(visit, p.k, item.k, local.converted, local.ldk);
         multiply<true, false>(local.scores, local.converted, local.ldk, local.q, visit.n, dk, item.n_rows);
-        if (visit.masked)
+        if (p.softcap != 0.0f)
+            for (int64_t i = 0; i < visit.n * ROW_TILE; i += VL)
+                vstore(local.scores + i, soft_cap(vload(local.scores + i), p.softcap));
+        if (visit.masked) {
             for (int64_t r = 0; r < item.n_rows; ++r)
                 mask_values(visit, item.row_mask[r], item.slope[r], local.mask + r * KV_TILE);
+            add_mask(local, visit.n, item.n_rows);
+        }
         for (int64_t i = 0; i < item.n_rows; i += VL) weigh_column(p, visit, local, i, maximum, sum);
         convert_rows(visit, p.v, item.v, local.converted, local.ldv);
         multiply<false, true>(local.out, local.converted, local.ldv, local.scores, dv, visit.n, item.n_rows);
