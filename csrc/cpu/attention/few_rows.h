@@ -264,7 +264,9 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
     // While K is worked on, the V rows of the same positions are asked for; while V is, the K rows a visit further on
     // (where they will be if all are live).
     uintptr_t coming[KV_TILE];
-    const int64_t bytes_k = row_bytes(p.k.type, dk), bytes_v = row_bytes(p.v.type, dv);
+    // Rows that follow each other without a gap are left to the hardware.
+    const int64_t row_k = row_bytes(p.k.type, dk), row_v = row_bytes(p.v.type, dv);
+    const int64_t bytes_k = p.k.nb[1] > row_k ? row_k : 0, bytes_v = p.v.nb[1] > row_v ? row_v : 0;
     const auto come = [&](const Visit& visit, const Tensor& t, const uint8_t* head, int64_t skip) {
         for (int64_t j = 0; j < visit.n; ++j)
             coming[j] = reinterpret_cast<uintptr_t>(head) +

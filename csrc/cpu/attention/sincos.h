@@ -45,9 +45,9 @@ static inline void sincos_f64(const double* theta, int64_t n, float factor, floa
         c = c * z + 4.166664568298827e-2f;
         c = c * z * z - z * 0.5f + 1.0f;
         const vi swap = (q & 1) != 0;  // quadrants 1 and 3 exchange the two
-        const vi sine_sign = (q & 2) << 30, cosine_sign = ((q + 1) & 2) << 30;
-        vstore(sine + i, (vf)((vi)vselect(swap, c, s) ^ sine_sign) * factor);
-        vstore(cosine + i, (vf)((vi)vselect(swap, s, c) ^ cosine_sign) * factor);
+        const vu sine_sign = ((vu)q & 2u) << 30, cosine_sign = ((vu)(q + 1) & 2u) << 30;
+        vstore(sine + i, (vf)((vu)vselect(swap, c, s) ^ sine_sign) * factor);
+        vstore(cosine + i, (vf)((vu)vselect(swap, s, c) ^ cosine_sign) * factor);
     }
 }
 

@@ -101,7 +101,9 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     const int64_t tile = few ? FEW_ROWS : ROW_TILE;
     const int64_t n_units = q.ne[3] * (q.ne[2] / group) * ((rows + tile - 1) / tile);
     const int64_t n_rows = q.ne[1] * q.ne[2] * q.ne[3];
-    const int64_t work = n_rows * n_kv * (dk + dv) / 4;  // multiply-adds are four times as fast as what work counts
+    // Multiply-adds are four times as fast as what work counts. In f64: the product of hostile sizes may not fit.
+    const double operations = (double)n_rows * (double)n_kv * (double)(dk + dv) / 4.0;
+    const int64_t work = operations < 1e18 ? (int64_t)operations : int64_t{1000000000000000000};
     const int64_t wanted = ITEMS_PER_WORKER * builder.n_workers();
     int64_t split_length = n_kv > 0 ? n_kv : 1;
     if (builder.n_workers() > 1 && n_units < wanted && work >= MIN_SPLIT_WORK) {
