@@ -1,0 +1,322 @@
+"""Graphs that differ from a legal one in a single field: refused, unless a model of the rules says that they are legal.
+
+The model is independent of the native rules: it knows for each example which types and sizes a slot may take and what
+its strides must be (`examples.py`), and works out bounds and overlaps by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ggml_rpc.errors import GraphError, ProtocolError, RpcError, SessionError
+from ggml_rpc.graph._graph import check_graph
+from ggml_rpc.spec.dialects import DEFAULT as DIALECT
+from ggml_rpc.spec.ops import OP_BY_NAME, OPS
+from ggml_rpc.spec.types import TYPE_BY_ID, TYPE_BY_NAME, TYPES
+from ggml_rpc.wire._codec import Codec
+from tests.graph.examples import EXAMPLES, ONLY, RESULT, Example, arena
+from tests.support.wiretensor import Arena, Tensor, default_strides, graph_payload, post_order, tensor
+
+CODEC = Codec(DIALECT)
+REFUSALS = (GraphError, ProtocolError, SessionError)
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+U32_MAX = 2**32 - 1
+
+# Sources whose contents steer the op: the result must not lie on them.
+STEERING = {
+    "GET_ROWS": 1,
+    "GET_ROWS_BACK": 1,
+    "SET_ROWS": 1,
+    "ADD_ID": 2,
+    "MUL_MAT_ID": 2,
+    "SSM_SCAN": 6,
+    "ARGSORT": 0,
+    "TOP_K": 0,
+}
+
+
+@dataclass
+class Case:
+    """An example built anew: its arena, its subject, and the tensor of each slot."""
+
+    example: Example
+    arena: Arena
+    subject: Tensor
+    slots: dict[int, Tensor]
+
+    def check(self, **options: object) -> None:
+        """Hand the graph to the parser."""
+        payload = graph_payload(DIALECT, [self.subject], **options)  # type: ignore[arg-type]
+        check_graph(CODEC, payload, [(self.arena.handle, self.arena.base, self.arena.size)])
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: what it is called, the slot it touches, and whether the graph stays legal."""
+
+    label: str
+    case: Case
+    slot: int
+    legal: bool
+
+
+def build(example: Example) -> Case:
+    a = arena()
+    subject = example.build(a)
+    slots = {i: s for i, s in enumerate(subject.src) if s is not None and s is not subject}
+    return Case(example, a, subject, {RESULT: subject, **slots})
+
+
+# ---- The model ------------------------------------------------------------------------------------------------------
+
+
+def walked_strides(t: Tensor) -> list[int] | None:
+    """Return the strides with those of dimensions of size 1 made contiguous; None if a stride is illegal by itself."""
+    kind = TYPE_BY_ID[t.type]
+    if t.ne[0] % kind.block:
+        return None
+    out, contiguous = [], kind.bytes
+    for d in range(4):
+        steps = t.ne[d] // kind.block if d == 0 else t.ne[d]
+        stride = t.nb[d] if steps > 1 else contiguous
+        if kind.block == 1 and stride % kind.bytes or kind.block > 1 and d == 0 and stride != kind.bytes:
+            return None
+        out.append(stride)
+        contiguous = stride * max(steps, 1)
+    return out
+
+
+def strides_are(kind: str, t: Tensor, nb: list[int]) -> bool:
+    rows = nb[0] == TYPE_BY_ID[t.type].bytes
+    packed = nb[0] * (t.ne[0] // TYPE_BY_ID[t.type].block)
+    if kind == "any":
+        return True
+    if kind == "rows":
+        return rows
+    if kind == "close":
+        return rows and nb[1] == packed
+    if kind == "whole":
+        return rows and nb[1] == packed and nb[2] == nb[1] * t.ne[1] and nb[3] == nb[2] * t.ne[2]
+    assert kind == "even"
+    walked = [(n, b) for n, b in zip(t.ne[1:], nb[1:], strict=True) if n != 1]
+    return rows and all(b1 == n0 * b0 for (n0, b0), (_, b1) in zip(walked, walked[1:], strict=False))
+
+
+def distinct(t: Tensor, nb: list[int]) -> bool:
+    """Tell by laying out every element (or row, if quantised) whether two share a byte."""
+    kind = TYPE_BY_ID[t.type]
+    dims = range(4) if kind.block == 1 else range(1, 4)
+    size = kind.bytes if kind.block == 1 else t.ne[0] // kind.block * kind.bytes
+    at = np.zeros(1, np.int64)
+    for d in dims:
+        at = (at[:, None] + np.arange(t.ne[d], dtype=np.int64) * nb[d]).ravel()
+    at.sort()
+    return bool((np.diff(at) >= size).all())
+
+
+def is_legal(case: Case, slot: int, sizes_fit: bool, types_fit: bool) -> bool:
+    """Tell whether the graph is legal after a change of one slot's type, sizes, strides or place."""
+    example, t = case.example, case.slots[slot]
+    kind = TYPE_BY_ID.get(t.type)
+    if not sizes_fit or not types_fit or kind is None:
+        return False
+    nb = walked_strides(t)
+    if nb is None:
+        return False
+    t = Tensor(t.type, t.ne, nb, data=t.data)
+    offset = t.data - case.arena.base
+    if offset < 0 or offset + t.nbytes() > case.arena.size or (kind.block == 1 and offset % kind.bytes):
+        return False
+    if 0 in t.ne:
+        # Nothing beside something is for CONCAT, for what ACC and SET put in, and for no values to SET_ROWS.
+        return slot != RESULT and example.op in ("ACC", "SET") and False
+    if not strides_are(example.strides.get(slot, "rows"), t, nb):
+        return False
+    if slot == RESULT and not distinct(t, nb):
+        return False
+    if slot in example.tied:
+        others = [case.slots[s] for s in example.tied if s != slot]
+        if any(o.data != t.data or o.type != t.type or o.ne != t.ne or walked_strides(o) != nb for o in others):
+            return False
+    steering = STEERING.get(example.op)
+    if steering is not None and slot in (RESULT, steering):
+        a, b = case.subject, case.slots[steering]
+        if a.data < b.data + b.nbytes() and b.data < a.data + a.nbytes():
+            return False
+    return True
+
+
+# ---- The mutants ----------------------------------------------------------------------------------------------------
+
+
+def slots_of(example: Example) -> list[int]:
+    return list(build(example).slots)
+
+
+def mutate_types(example: Example) -> Iterator[Mutant]:
+    for slot in slots_of(example):
+        for kind in TYPES:
+            for fitting in (False, True):
+                case = build(example)
+                t = case.slots[slot]
+                own = TYPE_BY_ID[t.type].name
+                if kind.name == own or (fitting and t.ne[0] % kind.block):
+                    continue
+                t.type = kind.id
+                if fitting:
+                    t.nb = default_strides(kind.id, t.ne)
+                allowed = kind.name in example.types.get(slot, ONLY)
+                # ADD of something quantised is another rule than ADD.
+                label = f"type {kind.name}{' with its strides' if fitting else ''}"
+                yield Mutant(label, case, slot, is_legal(case, slot, True, allowed))
+        for number in (4, 5, 31, 36, 43, 400, 511, 512, U32_MAX):
+            case = build(example)
+            case.slots[slot].type = number
+            yield Mutant(f"type number {number}", case, slot, False)
+
+
+def mutate_sizes(example: Example) -> Iterator[Mutant]:
+    for slot in slots_of(example):
+        for d in range(4):
+            old = build(example).slots[slot].ne[d]
+            for new in {old - 1, old + 1, 2 * old, 0, 2**31 - 1, 2**31, U32_MAX} - {old}:
+                case = build(example)
+                t = case.slots[slot]
+                t.ne[d] = new
+                fits = new > 0 and d_fits(example, slot, d, new)
+                yield Mutant(f"ne[{d}] = {new}", case, slot, is_legal(case, slot, fits, True))
+
+
+def d_fits(example: Example, slot: int, d: int, n: int) -> bool:
+    free = example.sizes.get((slot, d))
+    return free is not None and free(n)
+
+
+def mutate_strides(example: Example) -> Iterator[Mutant]:
+    for slot in slots_of(example):
+        first = build(example).slots[slot]
+        item = TYPE_BY_ID[first.type].bytes
+        for d in range(4):
+            old = first.nb[d]
+            for new in {old - 1, old + 1, old + item, old - item, 2 * old, 0, 2**31, U32_MAX} - {old}:
+                if new < 0:
+                    continue
+                case = build(example)
+                case.slots[slot].nb[d] = new
+                yield Mutant(f"nb[{d}] = {new} (was {old})", case, slot, is_legal(case, slot, True, True))
+
+
+def mutate_places(example: Example) -> Iterator[Mutant]:
+    for slot in slots_of(example):
+        first = build(example)
+        size = first.slots[slot].nbytes()
+        low, high = first.arena.base, first.arena.base + first.arena.size
+        for data in (0, 1, low - 1, low - 64, low, high - size, high - size + 1, high - size + 64, high, 2**64 - 64):
+            case = build(example)
+            case.slots[slot].data = data
+            yield Mutant(f"data {data:#x}", case, slot, is_legal(case, slot, True, True))
+        for data in (first.slots[slot].data + 1, first.slots[slot].data - 1):
+            case = build(example)
+            case.slots[slot].data = data
+            yield Mutant(f"data {data:#x}", case, slot, is_legal(case, slot, True, True))
+        for handle in (0, 1, first.arena.handle + 1, 2**64 - 1):
+            case = build(example)
+            case.slots[slot].buffer = handle
+            yield Mutant(f"buffer {handle:#x}", case, slot, False)
+    steering = STEERING.get(example.op)
+    if steering is not None:
+        case = build(example)
+        case.subject.data = case.slots[steering].data
+        yield Mutant("result on the steering source", case, RESULT, False)
+
+
+def mutate_sources(example: Example) -> Iterator[Mutant]:
+    spec = OP_BY_NAME[example.op]
+    for i, source in enumerate(build(example).subject.src):
+        if source is None:
+            continue
+        case = build(example)
+        case.subject.src[i] = None
+        yield Mutant(f"without source {i}", case, RESULT, i in example.optional)
+    for i in range(10):
+        case = build(example)
+        src = case.subject.src + [None] * (10 - len(case.subject.src))
+        if src[i] is not None or i < len(spec.sources):
+            continue
+        src[i] = case.arena.leaf("F32", (64,), "surplus")
+        case.subject.src = src
+        yield Mutant(f"surplus source {i}", case, RESULT, False)
+
+
+def mutate_params(example: Example) -> Iterator[Mutant]:
+    import struct
+
+    for word, values in example.bad.items():
+        for value in values:
+            case = build(example)
+            params = bytearray(case.subject.params.ljust(64, b"\0"))
+            struct.pack_into("<f" if isinstance(value, float) else "<i", params, 4 * word, value)
+            case.subject.params = bytes(params)
+            yield Mutant(f"param {word} = {value}", case, RESULT, False)
+
+
+def mutate_ops(example: Example) -> Iterator[Mutant]:
+    for number in (101, 127, 128, 255, 256, INT_MAX, U32_MAX):
+        case = build(example)
+        case.subject.op = number
+        yield Mutant(f"op number {number}", case, RESULT, False)
+    for op in OPS:
+        if op.pointer_params:
+            case = build(example)
+            case.subject.op = op.id
+            yield Mutant(f"op {op.name}", case, RESULT, False)
+
+
+FAMILIES = (
+    mutate_types,
+    mutate_sizes,
+    mutate_strides,
+    mutate_places,
+    mutate_sources,
+    mutate_params,
+    mutate_ops,
+)
+
+
+def outcome(mutant: Mutant) -> str:
+    """Return what is wrong with the parser's answer to a mutant, or nothing."""
+    where = "the result" if mutant.slot == RESULT else f"source {mutant.slot}"
+    what = f"{mutant.case.example.id}: {mutant.label} of {where}"
+    try:
+        mutant.case.check()
+    except REFUSALS as error:
+        text = str(error)
+        names = (mutant.case.slots[mutant.slot].name, mutant.case.subject.name)
+        if mutant.legal:
+            return f"{what}: refused: {text}"
+        if "GRAPH_COMPUTE" not in text or not any(f"'{n}'" in text for n in names):
+            return f"{what}: the refusal names no tensor: {text}"
+        return ""
+    return "" if mutant.legal else f"{what}: accepted"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.id)
+def test_example_is_legal(example: Example) -> None:
+    build(example).check()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.id)
+def test_near_misses(example: Example, record_property: pytest.RecordProperty if False else object) -> None:
+    wrong, n = [], 0
+    for family in FAMILIES:
+        for mutant in family(example):
+            n += 1
+            if problem := outcome(mutant):
+                wrong.append(problem)
+    record_property("mutants", n)  # type: ignore[operator]
+    assert n > 100
+    assert not wrong, f"{len(wrong)} of {n}:\n" + "\n".join(wrong[:40])
