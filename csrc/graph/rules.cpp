@@ -77,10 +77,10 @@ int64_t times(int64_t a, int64_t b) {
 bool rows_evenly_spaced(const Tensor& t) {
     if (!rows_contiguous(t)) return false;
     // The first dimension of more than one row sets the distance.
-    int64_t next = 0;
+    int64_t next = -1;
     for (int i = 1; i < MAX_DIMS; ++i) {
         if (t.ne[i] == 1) continue;
-        if (next != 0 && t.nb[i] != next) return false;
+        if (next >= 0 && t.nb[i] != next) return false;
         next = t.nb[i] * t.ne[i];
     }
     return true;

@@ -106,10 +106,12 @@ def into(n: int) -> Fits:
 
 
 def multiple(n: int) -> Fits:
-    return lambda m: m > 0 and m % n == 0
+    """Sizes that n repeats evenly into: also none."""
+    return lambda m: m % n == 0
 
 
 ANY = at_least(1)
+ANY_OR_NONE = at_least(0)
 EPS = (-1.0, NAN, INF)
 
 # ---- Element by element ----
@@ -433,8 +435,8 @@ simple(
     "REPEAT",
     ("F32", SHAPE),
     ("F32", (32, 1, 3, 1)),
-    sizes={**{(0, d): into(SHAPE[d]) for d in range(4)}, (RESULT, 0): multiple(32), (RESULT, 1): ANY}
-    | {(RESULT, 2): multiple(3), (RESULT, 3): ANY},
+    sizes={**{(0, d): into(SHAPE[d]) for d in range(4)}, (RESULT, 0): multiple(32), (RESULT, 1): ANY_OR_NONE}
+    | {(RESULT, 2): multiple(3), (RESULT, 3): ANY_OR_NONE},
 )
 simple(
     "REPEAT_BACK",
@@ -463,7 +465,7 @@ for _op in ("ACC", "SET"):
         ("F32", SHAPE),
         ("F32", (16, 2, 3)),
         params=_REGION,
-        sizes={(1, 0): lambda n: 0 <= n <= 60, (1, 1): lambda n: 0 <= n <= 4, (1, 2): lambda n: 0 <= n <= 5}
+        sizes={(1, 0): lambda n: 0 <= n <= 60, (1, 1): lambda n: 0 <= n <= 4, (1, 2): lambda n: 0 <= n <= 6}
         | {(1, 3): lambda n: 0 <= n <= 2},
         strides={RESULT: "whole", 0: "whole"},
         bad={
@@ -539,7 +541,7 @@ simple(
     ("F32", (128, 8, 3, 2)),
     ("F32", SHAPE),
     params=words(0),
-    sizes={(s, d): ANY for s in (RESULT, 0) for d in range(4)},
+    sizes={(s, d): ANY_OR_NONE for s in (RESULT, 0) for d in range(4)},
     strides={0: "any"},
     bad={0: (3, 255, -1, 1024, 512)},
 )
