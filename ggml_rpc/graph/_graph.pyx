@@ -87,6 +87,7 @@ cdef class CheckedGraph:
     """A graph that was found legal."""
 
     cdef FullGraph *graph
+    cdef vector[Buffer] buffers  # the tensors point to them
 
     def __cinit__(self):
         self.graph = NULL
@@ -113,17 +114,14 @@ cdef class CheckedGraph:
     @property
     def nodes(self) -> list[int]:
         """Positions of the tensors that are to be computed, in order."""
-        cdef uint32_t i
         return [self.graph.nodes[i] - self.graph.tensors for i in range(self.graph.n_nodes)]
 
     @property
     def tensors(self) -> list[CheckedTensor]:
         """All tensors in the client's order."""
-        cdef uint32_t i
         return [self._tensor(&self.graph.tensors[i]) for i in range(self.graph.n_tensors)]
 
     cdef _tensor(self, const Tensor *t):
-        cdef int i
         # Without memory, the address of a buffer's first byte is the base that the caller gave.
         return CheckedTensor(
             t.id, (<bytes> t.name).decode(), t.type, t.op, t.flags, t.use_count,
@@ -170,7 +168,6 @@ def check_graph(Codec codec, const uint8_t[::1] payload, buffers, int n_devices=
     """
     cdef Error err
     cdef BufferLookup lookup
-    cdef vector[Buffer] known
     cdef vector[Device] devices
     cdef vector[Device *] by_number
     cdef Buffer b
@@ -195,9 +192,9 @@ def check_graph(Codec codec, const uint8_t[::1] payload, buffers, int n_devices=
         b.handle, b.base, b.size = handle, base, size
         b.data = <uint8_t *> b.base
         b.device = by_number[<int> number]
-        known.push_back(b)
+        out.buffers.push_back(b)
     lookup.find = _find
-    lookup.context = <void *> &known
+    lookup.context = <void *> &out.buffers
     with nogil:
         graph = parse_graph(codec.table, data, length, lookup, by_number.data(), <uint32_t> n_devices, &err)
     if graph == NULL:
