@@ -152,6 +152,65 @@ def test_iq4_nl_as_stock_cpu(bench: Bench, rng: np.random.Generator, kind: str) 
         np.testing.assert_array_equal(result[2:] >> 4, codes[16:])
 
 
+# type -> group, largest code, bias of signed codes (None: with a minimum)
+K_GRIDS = {
+    "Q2_K": (16, 3, None),
+    "Q3_K": (16, 7, 4),
+    "Q4_K": (32, 15, None),
+    "Q5_K": (32, 31, None),
+    "Q6_K": (16, 63, 32),
+    "IQ4_XS": (32, 15, 8),
+}
+
+
+def nearest_grid(x: np.ndarray, type_name: str) -> np.ndarray:
+    """Return x rounded to its group's plain grid from least to largest, scales unrounded: no search, no packing."""
+    group, top, bias = K_GRIDS[type_name]
+    g = x.astype(np.float64).reshape(-1, group)
+    if bias is None:
+        low = np.minimum(g.min(axis=1, keepdims=True), 0)
+        step = (g.max(axis=1, keepdims=True) - low) / top
+    else:
+        low = 0.0
+        step = np.take_along_axis(g, np.abs(g).argmax(axis=1)[:, None], axis=1) / -bias
+    step = np.where(step == 0, 1, step)
+    codes = np.rint((g - low) / step)
+    codes = codes.clip(0, top) if bias is None else codes.clip(-bias, top - bias)
+    return (codes * step + low).reshape(x.shape)
+
+
+@pytest.mark.parametrize("kind", ["normal", "positive", "symmetric", "zeros"])
+@pytest.mark.parametrize("type_name", list(K_GRIDS))
+def test_k_quantise_is_as_good_as_its_grid(bench: Bench, rng: np.random.Generator, type_name: str, kind: str) -> None:
+    """The search makes up for what rounding the scales costs, in every super-block."""
+    x = rows_of(kind, rng, 12, 512)
+    blocks = run_quantize(bench, x, type_name)
+    decoded = quants.dequantize(blocks.reshape(12, -1), GGMLQuantizationType[type_name])
+    error = np.square(decoded.astype(np.float64) - x).reshape(-1, 256).sum(axis=1)
+    plain = np.square(nearest_grid(x, type_name) - x).reshape(-1, 256).sum(axis=1)
+    assert error.sum() <= 1.15 * plain.sum()
+    assert (error <= 2 * plain + 1e-12).all()
+
+
+@pytest.mark.parametrize("type_name", list(K_GRIDS))
+def test_k_quantise_keeps_its_own_grid(bench: Bench, rng: np.random.Generator, type_name: str) -> None:
+    """Values that lie on one grid come back to the precision of the half-precision scales, both ends included."""
+    _, top, bias = K_GRIDS[type_name]
+    if type_name == "IQ4_XS":
+        codes = IQ4_VALUES[rng.integers(0, 16, (6, 16, 32))]
+        codes[..., 0] = -127  # each group uses the end of the grid, so that its scale is known
+        codes[..., 1] = 113
+    else:
+        low = 0 if bias is None else -bias
+        codes = rng.integers(low, low + top + 1, (6, 32, 16)).astype(np.float32)
+        codes[..., 0], codes[..., 1] = low, low + top
+        if bias is None:
+            codes -= top // 2
+    x = (codes * np.float32(0.25)).reshape(6, 512)
+    decoded = quants.dequantize(run_quantize(bench, x, type_name).reshape(6, -1), GGMLQuantizationType[type_name])
+    np.testing.assert_allclose(decoded, x, rtol=2**-9, atol=2**-10 * np.abs(x).max())
+
+
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL"])
 @pytest.mark.parametrize("source", ["F16", "BF16"])
 def test_quantize_from_half(bench: Bench, rng: np.random.Generator, type_name: str, source: str) -> None:

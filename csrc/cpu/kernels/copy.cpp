@@ -4,6 +4,7 @@
 #include "cpu/layout.h"
 #include "cpu/level.h"
 #include "cpu/quants/dequant.h"
+#include "cpu/quants/quant.h"
 
 GGR_KERNELS_BEGIN
 
@@ -276,7 +277,8 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
         static constexpr Step::Fn FN[3] = {run_quantize<AsF32>, run_quantize<AsF16>, run_quantize<AsBF16>};
         const int from = float_slot(src.type);
         if (from >= 0 && quant_row_for(node.type) != nullptr) {
-            add_copy(builder, node, FN[from], chunks(n), 3 * n);
+            const int64_t cost = block_size(node.type) == QK_K ? 200 : 3;  // the larger blocks search for their scales
+            add_copy(builder, node, FN[from], chunks(n), cost * n);
             return true;
         }
     } else if (is_quantized(src.type)) {

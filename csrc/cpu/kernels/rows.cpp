@@ -4,6 +4,7 @@
 #include "cpu/layout.h"
 #include "cpu/level.h"
 #include "cpu/quants/dequant.h"
+#include "cpu/quants/quant.h"
 
 GGR_KERNELS_BEGIN
 

@@ -1,9 +1,8 @@
-// The table of row conversions: any supported type to f32 and back. Rows can start at any address.
+// The table of row conversions: any supported type to f32. Rows can start at any address.
 #pragma once
 
 #include "core/tensor.h"
 #include "cpu/quants/k.h"
-#include "cpu/quants/small.h"
 #include "cpu/quants/tables4.h"
 
 namespace ggr {
@@ -12,7 +11,6 @@ namespace {
 
 // n elements, a multiple of the type's block.
 using DequantRow = void (*)(const uint8_t* src, float* dst, int64_t n);
-using QuantRow = void (*)(const float* src, uint8_t* dst, int64_t n);
 
 static void f32_row_to_f32(const uint8_t* src, float* y, int64_t n) { std::memcpy(y, src, (size_t)n * 4); }
 static void f16_row_to_f32(const uint8_t* src, float* y, int64_t n) {
@@ -27,20 +25,6 @@ static void bf16_row_to_f32(const uint8_t* src, float* y, int64_t n) {
     for (; i + VL <= n; i += VL) vstore(y + i, vload_bf16(x + i));
     for (; i < n; ++i) y[i] = bf16_to_f32(x[i]);
 }
-static void f32_row_from_f32(const float* x, uint8_t* dst, int64_t n) { std::memcpy(dst, x, (size_t)n * 4); }
-static void f16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
-    uint16_t* y = reinterpret_cast<uint16_t*>(dst);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) vstore_f16(y + i, vload(x + i));
-    for (; i < n; ++i) y[i] = f32_to_f16(x[i]);
-}
-static void bf16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
-    uint16_t* y = reinterpret_cast<uint16_t*>(dst);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) vstore_bf16(y + i, vload(x + i));
-    for (; i < n; ++i) y[i] = f32_to_bf16(x[i]);
-}
-
 // The function that turns a row of `type` into f32, or nullptr.
 [[maybe_unused]] static inline DequantRow dequant_row_for(int32_t type) {
     switch (type) {
@@ -76,38 +60,6 @@ static void bf16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
             return dequantize_row_iq4_xs;
         case TYPE_MXFP4:
             return dequantize_row_mxfp4;
-        default:
-            return nullptr;
-    }
-}
-
-// The function that turns a row of f32 into `type`, or nullptr.
-[[maybe_unused]] static inline QuantRow quant_row_for(int32_t type) {
-    switch (type) {
-        case TYPE_F32:
-            return f32_row_from_f32;
-        case TYPE_F16:
-            return f16_row_from_f32;
-        case TYPE_BF16:
-            return bf16_row_from_f32;
-        case TYPE_Q4_0:
-            return quantize_row_q4_0;
-        case TYPE_Q4_1:
-            return quantize_row_q4_1;
-        case TYPE_Q5_0:
-            return quantize_row_q5_0;
-        case TYPE_Q5_1:
-            return quantize_row_q5_1;
-        case TYPE_Q8_0:
-            return quantize_row_q8_0_bytes;
-        case TYPE_Q8_1:
-            return quantize_row_q8_1_bytes;
-        case TYPE_Q8_K:
-            return quantize_row_q8_K_bytes;
-        case TYPE_IQ4_NL:
-            return quantize_row_iq4_nl;
-        case TYPE_MXFP4:
-            return quantize_row_mxfp4;
         default:
             return nullptr;
     }
