@@ -58,7 +58,7 @@ def test_same_type(bench: Bench, rng: np.random.Generator, op: str, type_name: s
     np.testing.assert_array_equal(bench.read(node).reshape(shape), x)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 33, 47, 1), (1, 20, 50, 64), (3, 2, 70, 9)])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 33, 47, 1), (1, 20, 50, 64), (1, 2, 70, 150)])
 @pytest.mark.parametrize("axes", [(1, 0, 2, 3), (0, 2, 1, 3), (2, 1, 0, 3), (3, 2, 1, 0), (1, 2, 0, 3), (2, 0, 1, 3)])
 @pytest.mark.parametrize("type_name", ["F32", "F16", "I8", "I64"])
 def test_permuted_source(

@@ -12,7 +12,9 @@ namespace {
 
 constexpr int64_t CHUNK = 4096;  // elements of a work item; a multiple of every block
 constexpr int64_t STAGE = 1024;  // elements converted at a time through a buffer on the stack
-constexpr int64_t TILE = 16;     // of a transposition: one cache line of f32
+constexpr int64_t TILE = 64;     // side of a transposition's tile: 16 KiB of f32
+
+inline int64_t chunk_count(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // One plain unit of N bytes.
 template <int N>
@@ -106,29 +108,27 @@ bool run_plain(const Step& step, int64_t begin, int64_t end, Worker&) {
 }
 
 // Elements whose neighbours lie along dimension 0 in dst and along dimension 1 in src (or, with arg.i64[0] set, the
-// other way round), shapes equal: copied in tiles, so that both sides move whole cache lines. Items are bands of TILE.
+// other way round), shapes equal: copied in square tiles, so that both sides move several lines of a page at a time.
+// Items are tiles.
 template <class C>
 bool run_transposed(const Step& step, int64_t begin, int64_t end, Worker&) {
     using From = typename C::From;
     using To = typename C::To;
     const Tensor &src = *step.src[0], &dst = *step.dst;
     const int x = step.arg.i64[0] != 0 ? 1 : 0, y = 1 - x;  // dst is packed along dimension x, src along y
-    const int64_t bands = (dst.ne[y] + TILE - 1) / TILE;
+    const int64_t across = chunk_count(dst.ne[x], TILE), down = chunk_count(dst.ne[y], TILE);
     for (int64_t item = begin; item < end; ++item) {
-        const int64_t y0 = item % bands * TILE, i2 = item / bands % dst.ne[2], i3 = item / bands / dst.ne[2];
-        const int64_t rows = least(TILE, dst.ne[y] - y0);
-        const uint8_t* from = src.data + y0 * src.nb[y] + i2 * src.nb[2] + i3 * src.nb[3];
-        uint8_t* to = dst.data + y0 * dst.nb[y] + i2 * dst.nb[2] + i3 * dst.nb[3];
-        for (int64_t x0 = 0; x0 < dst.ne[x]; x0 += TILE) {
-            const int64_t columns = least(TILE, dst.ne[x] - x0);
-            To tile[TILE][TILE];
-            for (int64_t c = 0; c < columns; ++c) {
-                const From* line = reinterpret_cast<const From*>(from + (x0 + c) * src.nb[x]);
-                for (int64_t r = 0; r < rows; ++r) tile[r][c] = C::one(line[r]);
-            }
-            for (int64_t r = 0; r < rows; ++r)
-                std::memcpy(to + r * dst.nb[y] + x0 * dst.nb[x], tile[r], (size_t)columns * sizeof(To));
+        const int64_t x0 = item % across * TILE, y0 = item / across % down * TILE;
+        const int64_t i2 = item / (across * down) % dst.ne[2], i3 = item / (across * down) / dst.ne[2];
+        const int64_t columns = least(TILE, dst.ne[x] - x0), rows = least(TILE, dst.ne[y] - y0);
+        const uint8_t* from = src.data + x0 * src.nb[x] + y0 * src.nb[y] + i2 * src.nb[2] + i3 * src.nb[3];
+        uint8_t* to = dst.data + x0 * dst.nb[x] + y0 * dst.nb[y] + i2 * dst.nb[2] + i3 * dst.nb[3];
+        To tile[TILE][TILE + 64 / sizeof(To)];  // a line more, so that a column does not fall into few cache sets
+        for (int64_t c = 0; c < columns; ++c) {
+            const From* line = reinterpret_cast<const From*>(from + c * src.nb[x]);
+            for (int64_t r = 0; r < rows; ++r) tile[r][c] = C::one(line[r]);
         }
+        for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * dst.nb[y], tile[r], (size_t)columns * sizeof(To));
     }
     return true;
 }
@@ -267,7 +267,7 @@ Step& add_copy(PlanBuilder& builder, const Tensor& node, Step::Fn fn, int64_t n_
 bool prepare(PlanBuilder& builder, const Tensor& node) {
     const Tensor& src = *node.src[0];
     const int64_t n = n_elements(src);
-    const auto chunks = [](int64_t units) { return (units + CHUNK - 1) / CHUNK; };
+    const auto chunks = [](int64_t units) { return chunk_count(units, CHUNK); };
     if (is_quantized(src.type) && src.type == node.type) {
         const int64_t blocks = n / block_size(src.type);
         add_copy(builder, node, run_blocks, chunks(blocks), n / 2).arg.i64[0] = block_bytes(src.type);
@@ -293,8 +293,8 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
         if (fn.plain != nullptr) {
             for (int x = 0; x < 2; ++x) {
                 if (!is_transposition(src, node, x)) continue;
-                const int64_t bands = (node.ne[1 - x] + TILE - 1) / TILE * node.ne[2] * node.ne[3];
-                add_copy(builder, node, fn.transposed, bands, 4 * n).arg.i64[0] = x;
+                const int64_t tiles = chunk_count(node.ne[0], TILE) * chunk_count(node.ne[1], TILE);
+                add_copy(builder, node, fn.transposed, tiles * node.ne[2] * node.ne[3], 4 * n).arg.i64[0] = x;
                 return true;
             }
             add_copy(builder, node, fn.plain, chunks(n), rows_contiguous(src) && rows_contiguous(node) ? n : 4 * n);
