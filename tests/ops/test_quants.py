@@ -81,6 +81,22 @@ def test_quantize_byte_exact(bench: Bench, rng: np.random.Generator, type_name: 
     np.testing.assert_array_equal(got.reshape(expected.shape), expected)
 
 
+@pytest.mark.parametrize(("type_name", "end"), [("Q4_0", -8), ("Q5_0", -16), ("Q4_1", 15), ("Q5_1", 31)])
+def test_quantize_near_ties(bench: Bench, rng: np.random.Generator, type_name: str, end: int) -> None:
+    """Values within two units of the last place of a tie: a product that is fused with the addition would show."""
+    step = rng.uniform(0.5, 2, (400, 1)).astype(np.float32)
+    code = rng.integers(0, abs(end), (400, 32)) + 0.5
+    x = (step * (code if end > 0 else code * rng.choice([-1, 1], code.shape))).astype(np.float32)
+    x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, dtype=np.int32)).view(np.float32)
+    x[:, 0] = end * step[:, 0]
+    if end > 0:
+        x[:, 1] = 0
+    x = x.reshape(8, -1)
+    got = run_quantize(bench, x, type_name)
+    expected = quants.quantize(x, GGMLQuantizationType[type_name])
+    np.testing.assert_array_equal(got.reshape(expected.shape), expected)
+
+
 def stock_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return d (f32, before rounding) and codes of blocks of 32 by the stock CPU's rule: x * (127 / max) to even."""
     blocks = x.reshape(len(x), -1, 32)
