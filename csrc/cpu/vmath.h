@@ -98,7 +98,7 @@ static inline vf vlog(vf x) {
     const vf y = vselect(tiny, x * 8388608.0f, x);
     const vf shift = vselect(tiny, vset(23.0f), vset(0.0f));
     // y = 2^e * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
-    const vi bits = (vi)y - 0x3f3504f3;
+    const vi bits = (vi)((vu)y - 0x3f3504f3u);
     const vf e = __builtin_convertvector(bits >> 23, vf) - shift;
     const vf f = (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
     const vf z = f * f;
@@ -165,7 +165,7 @@ static inline vf vsincos(vf x, int shift) {
     k = k * z * z - z * 0.5f + 1.0f;
     const vi quarter = __builtin_convertvector(n, vi) + shift;
     vf y = vselect((quarter & 1) == 0, s, k);
-    y = (vf)((vi)y ^ ((quarter & 2) << 30));
+    y = (vf)((vu)y ^ ((vu)(quarter & 2) << 30));
     if (vany(large)) {
         for (int i = 0; i < VL; ++i)
             if (large[i]) y[i] = shift == 0 ? __builtin_sinf(x[i]) : __builtin_cosf(x[i]);

@@ -100,13 +100,11 @@ bool run_group(const Step& step, int64_t begin, int64_t end, Worker&) {
     return true;
 }
 
-// Relies on: source and result of one shape, n_groups > 0.
+// Relies on: source and result of one shape, 1 to ne2 groups, a channel for each.
 bool prepare_group(PlanBuilder& builder, const Tensor& node) {
     if (node.src[0]->type != TYPE_F32 || node.type != TYPE_F32) return refuse(builder, node);
-    const int64_t n_channels = node.ne[2], asked = node.params[0];
-    if (asked <= 0) return builder.unsupported(node, "%lld groups", static_cast<long long>(asked));
-    // Channels per group are rounded up, so the last groups may be short, or empty: those are left out.
-    const int64_t size = (n_channels + asked - 1) / asked, n_groups = (n_channels + size - 1) / size;
+    // Channels per group are rounded up: the last group takes what is left.
+    const int64_t n_groups = node.params[0], size = (node.ne[2] + n_groups - 1) / n_groups;
     Step& step = builder.add(run_group, node, n_groups * node.ne[3], n_elements(node) * 3);
     step.arg.f32[0] = param_f32(node, 1);
     step.arg.i64[1] = n_groups;
