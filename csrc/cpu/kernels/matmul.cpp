@@ -9,9 +9,9 @@ GGR_KERNELS_BEGIN
 
 namespace {
 
-constexpr int64_t FEW_COLUMNS = 8;    // up to here rows are streamed, beyond panels are unpacked
-constexpr int64_t CHUNK = 2048;       // elements of a column that are quantised at a time
-constexpr int64_t FEW_WORK = 32768;   // elements of weights in an item of streamed rows, at least
+constexpr int64_t CHUNK = 2048;            // elements of a column that are quantised at a time
+constexpr int64_t FEW_PAIRS = 16;          // up to here the pairs of a product with experts are not sorted
+constexpr int64_t FEW_WORK = 32768;        // elements of weights in an item of streamed rows, at least
 constexpr int64_t POINTERS = LOCAL_BYTES;  // in the worker's scratch: pointers to columns, then to results
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -166,7 +166,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     const Tensor &w = *node.src[0], &x = *node.src[1];
     const Activations activations = prepare_activations(builder, x, engine.format, 0);
     const int64_t k = w.ne[0], m = w.ne[1], matrices = w.ne[2] * w.ne[3], n = n_rows(x) / matrices;
-    const bool few = n <= FEW_COLUMNS;
+    const bool few = n <= engine.few_columns;
     int64_t rows, columns;
     if (few) {
         rows = few_rows(m, k, matrices, builder.n_workers());
@@ -195,7 +195,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
 
 // ---- MUL_MAT_ID ----
 
-constexpr int A_MANY = 4;
+constexpr int A_MANY = 4, A_FEW_COLUMNS = 5;
 
 int32_t expert_of(const Tensor& ids, int64_t slot, int64_t token) {
     int32_t expert;
@@ -262,16 +262,16 @@ bool run_experts(const Step& step, int64_t begin, int64_t end, Worker& worker) {
         for (int64_t i = first[expert]; i < first[expert + 1]; i += MAX_COLUMNS) {
             const int64_t n = first[expert + 1] - i < MAX_COLUMNS ? first[expert + 1] - i : MAX_COLUMNS;
             for (int64_t c = 0; c < n; ++c) point_to_pair(step, records, pairs[i + c], row, p, c);
-            (n <= FEW_COLUMNS ? few : many)({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1],
-                                             w.ne[1] - row < rows ? w.ne[1] - row : rows, w.ne[0], p.columns, p.out, n,
-                                             worker.local});
+            (n <= step.arg.i64[A_FEW_COLUMNS] ? few : many)({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1],
+                                                             w.ne[1] - row < rows ? w.ne[1] - row : rows, w.ne[0],
+                                                             p.columns, p.out, n, worker.local});
         }
     }
     return true;
 }
 
-// Relies on: src = {w [k, m, n_experts], x [k, 1 or a divisor of n_slots, n_tokens], ids i32 [n_slots, n_tokens]}, node =
-// [m, n_slots, n_tokens]; fourth dimensions of 1.
+// Relies on: src = {w [k, m, n_experts], x [k, 1 or a divisor of n_slots, n_tokens], ids i32 [n_slots, n_tokens]}, node
+// = [m, n_slots, n_tokens]; fourth dimensions of 1.
 bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     Engine engine;
     if (!types_fit(builder, node, &engine)) return false;
@@ -279,7 +279,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     if (ids.type != TYPE_I32) return builder.unsupported(node, "ids of type %s", type_traits(ids.type)->name);
     const int64_t k = w.ne[0], m = w.ne[1], n_experts = w.ne[2], n_pairs = ids.ne[0] * ids.ne[1];
     if (n_pairs > INT32_MAX) return builder.unsupported(node, "more than 2^31 - 1 pairs of token and expert");
-    const bool few = n_pairs <= 2 * FEW_COLUMNS;
+    const bool few = n_pairs <= FEW_PAIRS;
     const int64_t sorted = few ? 0 : (n_experts + 1 + 2 * n_pairs) * 4;
     const Activations activations = prepare_activations(builder, x, engine.format, sorted);
     if (!few) {
@@ -299,6 +299,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     step.offset[0] = activations.offset;
     step.offset[1] = activations.own;
     step.arg.ptr[A_ENGINE] = reinterpret_cast<const void*>(engine.few);
+    step.arg.i64[A_FEW_COLUMNS] = engine.few_columns;
     step.arg.ptr[A_MANY] = reinterpret_cast<const void*>(engine.many);
     step.arg.i64[A_BLOCK_ROWS] = rows;
     step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;

@@ -3,7 +3,9 @@
 //   F32, F16, BF16: k floats, already rounded to the type.
 //   Q8_0, Q8_1:     k int8, then per 32 elements: the scale, -sum of the int8 (int32), and scale * sum (Q8_1's s,
 //                   rounded to half).
-//   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and sum (float).
+//   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and sum
+//   (float),
+//                   and per 16 the sum as int16.
 #pragma once
 
 #include "cpu/plan.h"
@@ -15,7 +17,7 @@ namespace GGR_LEVEL {
 namespace {
 
 struct ColumnLayout {
-    int64_t scale, negative, sum, negative16, sum16;  // offsets of the parts
+    int64_t scale, negative, sum, negative16, sum16, short16;  // offsets of the parts
     int64_t stride;
 };
 
@@ -31,7 +33,8 @@ static inline ColumnLayout column_layout(ActFormat format, int64_t k) {
         l.sum = l.negative + part;
         l.negative16 = l.sum + part;
         l.sum16 = l.negative16 + 2 * part;
-        bytes = format == ACT_Q8_K ? l.sum16 + 2 * part : l.negative16;
+        l.short16 = l.sum16 + 2 * part;
+        bytes = format == ACT_Q8_K ? l.short16 + part : l.negative16;
     }
     // An odd number of lines, so that neighbouring columns do not meet in the same sets of the cache.
     l.stride = ((bytes + 127) & ~int64_t{127}) + 64;
@@ -47,7 +50,9 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
     int32_t* negative = reinterpret_cast<int32_t*>(record + l.negative) + b0;
     float* sum = reinterpret_cast<float*>(record + l.sum) + b0;
     switch (format) {
-        case ACT_F32: std::memcpy(plain, x, (size_t)n * 4); return;
+        case ACT_F32:
+            std::memcpy(plain, x, (size_t)n * 4);
+            return;
         case ACT_F16:
             for (int64_t i = 0; i < n; ++i) plain[i] = f16_to_f32(f32_to_f16(x[i]));
             return;
@@ -75,6 +80,7 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
                 scale[begin / QK_K + b] = block.d;
                 int32_t* negative16 = reinterpret_cast<int32_t*>(record + l.negative16) + begin / 16 + 16 * b;
                 float* sum16 = reinterpret_cast<float*>(record + l.sum16) + begin / 16 + 16 * b;
+                std::memcpy(record + l.short16 + 2 * (begin / 16 + 16 * b), block.bsums, sizeof block.bsums);
                 for (int i = 0; i < 16; ++i) {
                     negative16[i] = -block.bsums[i];
                     sum16[i] = block.bsums[i];

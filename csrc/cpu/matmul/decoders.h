@@ -11,7 +11,10 @@
 //   MINIMUM  whether there are minima
 //   unpack(p, u)     256 elements in order
 //   scales(p, s, m)  256 / SUB scales, and minima if MINIMUM
-// Types with small blocks have piece(block) for 32 elements, and scale(block), minimum(block) as well.
+// Types with small blocks have piece(block) for 32 elements, and scale(block), minimum(block) as well. INTEGER types
+// (narrow, super-blocks) also give
+//   factors(p)       integer scales and (to be subtracted) minima of every 16 elements, and what both are to be
+//   multiplied with.
 #pragma once
 
 #include "cpu/matmul/int8.h"
@@ -22,9 +25,9 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-constexpr int GROUP = QK_K;                 // elements that an engine takes at a time
-constexpr int PIECES = GROUP / QK;          // pieces of 32 in a group
-constexpr int REGISTERS = GROUP / BW;       // registers of a group
+constexpr int GROUP = QK_K;            // elements that an engine takes at a time
+constexpr int PIECES = GROUP / QK;     // pieces of 32 in a group
+constexpr int REGISTERS = GROUP / BW;  // registers of a group
 constexpr int WIDE_ZERO = GGR_VNNI ? 128 : 0;
 
 static inline uint16_t read_u16(const uint8_t* p) {
@@ -58,9 +61,22 @@ static inline b32 bits_to_bytes(const uint8_t* p) {
 }
 // The values of IQ4_NL and IQ4_XS, and twice those of MXFP4 raised by 16.
 static inline b16 iq4_table() {
-    const b16 t = {(uint8_t)-127, (uint8_t)-104, (uint8_t)-83, (uint8_t)-65, (uint8_t)-49, (uint8_t)-35,
-                   (uint8_t)-22,  (uint8_t)-10,  1,            13,           25,           38,
-                   53,            69,            89,           113};
+    const b16 t = {(uint8_t)-127,
+                   (uint8_t)-104,
+                   (uint8_t)-83,
+                   (uint8_t)-65,
+                   (uint8_t)-49,
+                   (uint8_t)-35,
+                   (uint8_t)-22,
+                   (uint8_t)-10,
+                   1,
+                   13,
+                   25,
+                   38,
+                   53,
+                   69,
+                   89,
+                   113};
     return t + WIDE_ZERO;
 }
 static inline b16 mxfp4_table() { return b16{16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4}; }
@@ -125,11 +141,10 @@ template <class T, int BYTES, ActFormat FORMAT_, int ZERO_, bool WIDE_, bool MIN
 struct Small {
     static constexpr ActFormat FORMAT = FORMAT_;
     static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES * PIECES, SUB = 32, ZERO = ZERO_;
-    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = true;
+    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = true, INTEGER = false;
 
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
-        for (int i = 0; i < PIECES; i += 2)
-            T::pair(u + i * QK / BW, p + i * BYTES, p + (i + 1) * BYTES);
+        for (int i = 0; i < PIECES; i += 2) T::pair(u + i * QK / BW, p + i * BYTES, p + (i + 1) * BYTES);
     }
 #if GGR_VNNI
     static inline __m512i word_index(int a, int b, int c, int d, int e, int f, int g, int h) {
@@ -217,12 +232,28 @@ struct MXFP4 : Small<MXFP4, 17, ACT_Q8_0, 16, false, false> {
     }
 };
 
+struct Factors {
+    w16 scales, minima;
+    f4 d;  // of the scales, of the minima
+};
+static inline w16 widen(b16 v) { return __builtin_convertvector(v, w16); }
+static inline w16 widen_signed(b16 v) {
+    typedef int8_t s16 __attribute__((vector_size(16)));
+    return __builtin_convertvector((s16)v, w16);
+}
+// Eight bytes, each twice.
+static inline w16 widen_twice(uint64_t bytes) {
+    typedef uint64_t u2 __attribute__((vector_size(16)));
+    const b16 v = (b16)u2{bytes, 0};
+    return widen(__builtin_shuffle(v, b16{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7}));
+}
+
 // What the types with super-blocks share.
 template <int BYTES, int SUB_, int ZERO_, bool WIDE_, bool MINIMUM_>
 struct Super {
     static constexpr ActFormat FORMAT = ACT_Q8_K;
     static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES, SUB = SUB_, ZERO = ZERO_;
-    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = false;
+    static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = false, INTEGER = !WIDE_;
 };
 
 struct Q2_K : Super<84, 16, 0, false, true> {
@@ -242,6 +273,10 @@ struct Q2_K : Super<84, 16, 0, false, true> {
             m[i] = bytes_to_f8(packed >> 4 & 0x0f0f0f0f0f0f0f0full) * dmin;
         }
     }
+    static inline Factors factors(const uint8_t* p) {
+        const b16 both = vread<b16>(p);
+        return {widen(both & 15), widen(both >> 4), two_halves(p + 80)};
+    }
 };
 
 struct Q3_K : Super<110, 16, 4, false, false> {
@@ -253,25 +288,46 @@ struct Q3_K : Super<110, 16, 4, false, false> {
             join32(u + (4 * n + 2) * QK / BW, ((q >> 4) & 3) | (h & 4), (q >> 6) | ((h >> 1) & 4));
         }
     }
-    static inline void scales(const uint8_t* p, f8* s, f8*) {
-        const float d = read_half(p + 108);
+    // 16 scales of 6 bits, raised by 32.
+    static inline void six_bits(const uint8_t* p, uint64_t out[2]) {
         const uint32_t a = read_u32(p + 96), b = read_u32(p + 100), c = read_u32(p + 104);
         const uint32_t low = 0x0f0f0f0fu, two = 0x03030303u;
-        const uint64_t first = (uint64_t)((b & low) | (c >> 2 & two) << 4) << 32 | ((a & low) | (c & two) << 4);
-        const uint64_t second =
-            (uint64_t)((b >> 4 & low) | (c >> 6 & two) << 4) << 32 | ((a >> 4 & low) | (c >> 4 & two) << 4);
-        s[0] = (bytes_to_f8(first) - 32.0f) * d;
-        s[1] = (bytes_to_f8(second) - 32.0f) * d;
+        out[0] = (uint64_t)((b & low) | (c >> 2 & two) << 4) << 32 | ((a & low) | (c & two) << 4);
+        out[1] = (uint64_t)((b >> 4 & low) | (c >> 6 & two) << 4) << 32 | ((a >> 4 & low) | (c >> 4 & two) << 4);
+    }
+    static inline void scales(const uint8_t* p, f8* s, f8*) {
+        const float d = read_half(p + 108);
+        uint64_t raised[2];
+        six_bits(p, raised);
+        s[0] = (bytes_to_f8(raised[0]) - 32.0f) * d;
+        s[1] = (bytes_to_f8(raised[1]) - 32.0f) * d;
+    }
+    static inline Factors factors(const uint8_t* p) {
+        typedef uint64_t u2 __attribute__((vector_size(16)));
+        uint64_t raised[2];
+        six_bits(p, raised);
+        return {widen((b16)u2{raised[0], raised[1]}) - 32, w16{}, f4{read_half(p + 108)}};
     }
 };
 
 // The 6-bit scales and minima of Q4_K and Q5_K: 12 bytes behind d and dmin.
-static inline void scales_q4_k(const uint8_t* p, f8* s, f8* m) {
-    const float d = read_half(p), dmin = -read_half(p + 2);
+struct ScalesQ4_K {
+    uint64_t scales, minima;
+};
+static inline ScalesQ4_K scales_q4_k(const uint8_t* p) {
     const uint32_t a = read_u32(p + 4), b = read_u32(p + 8), c = read_u32(p + 12);
     const uint32_t six = 0x3f3f3f3fu, low = 0x0f0f0f0fu, top = 0x30303030u;
-    s[0] = bytes_to_f8((uint64_t)((c & low) | (a >> 2 & top)) << 32 | (a & six)) * d;
-    m[0] = bytes_to_f8((uint64_t)((c >> 4 & low) | (b >> 2 & top)) << 32 | (b & six)) * dmin;
+    return {(uint64_t)((c & low) | (a >> 2 & top)) << 32 | (a & six),
+            (uint64_t)((c >> 4 & low) | (b >> 2 & top)) << 32 | (b & six)};
+}
+static inline void float_scales_q4_k(const uint8_t* p, f8* s, f8* m) {
+    const ScalesQ4_K x = scales_q4_k(p);
+    s[0] = bytes_to_f8(x.scales) * read_half(p);
+    m[0] = bytes_to_f8(x.minima) * -read_half(p + 2);
+}
+static inline Factors factors_q4_k(const uint8_t* p) {
+    const ScalesQ4_K x = scales_q4_k(p);
+    return {widen_twice(x.scales), widen_twice(x.minima), two_halves(p)};
 }
 
 struct Q4_K : Super<144, 32, 0, false, true> {
@@ -281,7 +337,8 @@ struct Q4_K : Super<144, 32, 0, false, true> {
             join32(u + 2 * i * QK / BW, q & 15, q >> 4);
         }
     }
-    static inline void scales(const uint8_t* p, f8* s, f8* m) { scales_q4_k(p, s, m); }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) { float_scales_q4_k(p, s, m); }
+    static inline Factors factors(const uint8_t* p) { return factors_q4_k(p); }
 };
 
 struct Q5_K : Super<176, 32, 0, false, true> {
@@ -293,7 +350,8 @@ struct Q5_K : Super<176, 32, 0, false, true> {
             high >>= 2;
         }
     }
-    static inline void scales(const uint8_t* p, f8* s, f8* m) { scales_q4_k(p, s, m); }
+    static inline void scales(const uint8_t* p, f8* s, f8* m) { float_scales_q4_k(p, s, m); }
+    static inline Factors factors(const uint8_t* p) { return factors_q4_k(p); }
 };
 
 struct Q6_K : Super<210, 16, 32, false, false> {
@@ -309,12 +367,14 @@ struct Q6_K : Super<210, 16, 32, false, false> {
         s[0] = signed_bytes_to_f8(p + 192) * d;
         s[1] = signed_bytes_to_f8(p + 200) * d;
     }
+    static inline Factors factors(const uint8_t* p) {
+        return {widen_signed(vread<b16>(p + 192)), w16{}, f4{read_half(p + 208)}};
+    }
 };
 
 struct IQ4_XS : Super<136, 32, WIDE_ZERO, true, false> {
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
-        for (int i = 0; i < PIECES; i += 2)
-            lookup_pair(u + i * QK / BW, iq4_table(), p + 8 + 16 * i, p + 24 + 16 * i);
+        for (int i = 0; i < PIECES; i += 2) lookup_pair(u + i * QK / BW, iq4_table(), p + 8 + 16 * i, p + 24 + 16 * i);
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {
         const float d = read_half(p);

@@ -25,7 +25,9 @@ typedef uint8_t b32 __attribute__((vector_size(32)));
 typedef uint8_t bv __attribute__((vector_size(BW)));
 typedef int8_t s32 __attribute__((vector_size(32)));
 typedef uint8_t bl __attribute__((vector_size(VL * 4)));  // four bytes for each of VL rows
+typedef int16_t w16 __attribute__((vector_size(32)));
 typedef uint16_t h8 __attribute__((vector_size(16)));
+typedef float f4 __attribute__((vector_size(16)));
 typedef float f8 __attribute__((vector_size(32)));
 typedef int32_t i8x __attribute__((vector_size(32)));
 typedef float fv __attribute__((vector_size(BW)));
@@ -89,7 +91,8 @@ template <int N>
 static inline void dot_portable(int32_t* acc, const uint8_t* u, const int8_t* a, bool signed_u) {
     for (int i = 0; i < N; ++i) {
         int32_t s = 0;
-        for (int j = 0; j < 4; ++j) s += (signed_u ? (int32_t)(int8_t)u[4 * i + j] : (int32_t)u[4 * i + j]) * a[4 * i + j];
+        for (int j = 0; j < 4; ++j)
+            s += (signed_u ? (int32_t)(int8_t)u[4 * i + j] : (int32_t)u[4 * i + j]) * a[4 * i + j];
         acc[i] += s;
     }
 }
@@ -99,8 +102,7 @@ static inline void dot_portable(int32_t* acc, const uint8_t* u, const int8_t* a,
 template <bool WIDE>
 static inline __m128i dot128(__m128i acc, __m128i u, __m128i a) {
     const __m128i ones = _mm_set1_epi16(1);
-    const __m128i pairs =
-        WIDE ? _mm_maddubs_epi16(_mm_abs_epi8(u), _mm_sign_epi8(a, u)) : _mm_maddubs_epi16(u, a);
+    const __m128i pairs = WIDE ? _mm_maddubs_epi16(_mm_abs_epi8(u), _mm_sign_epi8(a, u)) : _mm_maddubs_epi16(u, a);
     return _mm_add_epi32(acc, _mm_madd_epi16(pairs, ones));
 }
 #endif
@@ -144,6 +146,57 @@ static inline iv dot(iv acc, bv u, bv a) {
     return (iv)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)u, (__m512i)a);
 #else
     return dot32<WIDE>(acc, u, a);
+#endif
+}
+
+// acc + sums of u * a * the factor of each 16 elements, for narrow u: pairs in 16 bits, times the factors into 32. The
+// register j of a group of 256, for which `factors` are the 16 of the group.
+static inline iv dot_scaled(iv acc, bv u, bv a, w16 factors, int j) {
+#if GGR_VNNI
+    const __m512i which =
+        _mm512_add_epi16(_mm512_set_epi64(0x0003000300030003, 0x0003000300030003, 0x0002000200020002,
+                                          0x0002000200020002, 0x0001000100010001, 0x0001000100010001, 0, 0),
+                         _mm512_set1_epi16((short)(4 * j)));
+    const __m512i f = _mm512_permutexvar_epi16(which, _mm512_castsi256_si512((__m256i)factors));
+    return (iv)_mm512_dpwssd_epi32((__m512i)acc, _mm512_maddubs_epi16((__m512i)u, (__m512i)a), f);
+#elif defined(__AVX2__)
+    const __m256i both = _mm256_permute4x64_epi64((__m256i)factors, j < 4 ? 0x44 : 0xee);
+    const __m256i which = _mm256_add_epi8(
+        _mm256_setr_epi64x(0x0100010001000100, 0x0100010001000100, 0x0302030203020302, 0x0302030203020302),
+        _mm256_set1_epi8((char)(j % 4 * 4)));
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)u, (__m256i)a);
+    return acc + (iv)_mm256_madd_epi16(pairs, _mm256_shuffle_epi8(both, which));
+#elif defined(__SSSE3__)
+    __m128i s[2], x[2], y[2];
+    std::memcpy(s, &acc, 32);
+    std::memcpy(x, &u, 32);
+    std::memcpy(y, &a, 32);
+    for (int i = 0; i < 2; ++i)
+        s[i] = _mm_add_epi32(s[i], _mm_madd_epi16(_mm_maddubs_epi16(x[i], y[i]), _mm_set1_epi16(factors[2 * j + i])));
+    std::memcpy(&acc, s, 32);
+    return acc;
+#else
+    const iv sums = dot32<false>(iv{}, u, a);
+    const int32_t f = factors[2 * j], g = factors[2 * j + 1];
+    return acc + sums * iv{f, f, f, f, g, g, g, g};
+#endif
+}
+// Eight sums as a start of dot_scaled.
+static inline iv start_from(i8x v) {
+#if GGR_VNNI
+    return (iv)_mm512_zextsi256_si512((__m256i)v);
+#else
+    return v;
+#endif
+}
+// Products of 16 pairs, neighbours added.
+static inline i8x multiply_pairs(w16 x, w16 y) {
+#if defined(__AVX2__)
+    return (i8x)_mm256_madd_epi16((__m256i)x, (__m256i)y);
+#else
+    i8x v;
+    for (int i = 0; i < 8; ++i) v[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return v;
 #endif
 }
 
@@ -194,14 +247,13 @@ template <int SUB>
 static inline fv spread(const f8* s, int j) {
 #if GGR_VNNI
     if (SUB == 32) {
-        const __m512i index =
-            _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * j));
+        const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+                                               _mm512_set1_epi32(2 * j));
         return (fv)_mm512_permutexvar_ps(index, _mm512_castps256_ps512((__m256)s[0]));
     }
     const __m512i index =
         _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * j));
-    return (fv)_mm512_permutexvar_ps(index,
-                                     _mm512_insertf32x8(_mm512_castps256_ps512((__m256)s[0]), (__m256)s[1], 1));
+    return (fv)_mm512_permutexvar_ps(index, _mm512_insertf32x8(_mm512_castps256_ps512((__m256)s[0]), (__m256)s[1], 1));
 #else
     if (SUB == 32) return f8{} + s[0][j];
     const float a = s[j / 4][2 * j % 8], b = s[j / 4][2 * j % 8 + 1];
@@ -209,6 +261,16 @@ static inline fv spread(const f8* s, int j) {
 #endif
 }
 
+// The first two of four are the halves at p.
+static inline f4 two_halves(const void* p) {
+    uint16_t h[2];
+    std::memcpy(h, p, 4);
+#if defined(__F16C__)
+    return (f4)_mm_cvtph_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)h[1] << 16 | h[0])));
+#else
+    return f4{f16_to_f32(h[0]), f16_to_f32(h[1]), 0, 0};
+#endif
+}
 static inline f8 half8(h8 h) {
 #if defined(__AVX2__)
     return (f8)_mm256_cvtph_ps((__m128i)h);

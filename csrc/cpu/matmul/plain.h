@@ -111,8 +111,7 @@ struct PlainPanel {
         for (int c = 0; c < TILE_COLUMNS; ++c) {
             a[c] = reinterpret_cast<const float*>(columns[c]) + k0;
 #pragma GCC unroll 2
-            for (int v = 0; v < PANEL_VECTORS; ++v)
-                sum[v][c] = add ? vload(tile + c * PANEL_ROWS + v * VL) : vf{};
+            for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] = add ? vload(tile + c * PANEL_ROWS + v * VL) : vf{};
         }
         for (int64_t i = 0; i < n; ++i) {
             vf x[PANEL_VECTORS];

@@ -22,7 +22,8 @@ struct Product {
 
 struct Engine {
     ActFormat format;
-    void (*few)(const Product& p);   // streams rows; any number of columns, made for up to FEW_COLUMNS
+    int64_t few_columns;             // up to so many columns `few` is the faster one
+    void (*few)(const Product& p);   // streams rows; any number of columns
     void (*many)(const Product& p);  // unpacks panels; at most PANEL_ROWS rows and MAX_COLUMNS columns
 };
 
@@ -84,8 +85,7 @@ template <class P>
 void many(const Product& p) {
     float* tile = reinterpret_cast<float*>(p.local);
     uint8_t* panel = p.local + TILE_BYTES;
-    const uint8_t** columns =
-        reinterpret_cast<const uint8_t**>(panel + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES);
+    const uint8_t** columns = reinterpret_cast<const uint8_t**>(panel + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES);
     const int64_t padded = (p.n_columns + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     for (int64_t c = 0; c < padded; ++c) columns[c] = p.columns[c < p.n_columns ? c : p.n_columns - 1];
     const ColumnLayout layout = column_layout(P::FORMAT, p.k);

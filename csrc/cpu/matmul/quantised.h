@@ -12,9 +12,45 @@ static inline f8 column_part(const uint8_t* column, int64_t offset, int64_t inde
     return vread<f8>(column + offset + 4 * index);
 }
 
+// One group of a row with a column. `start` is what the zero point takes from each lane.
+template <class T>
+static inline void dot_group(fv& acc, f8& extra, const uint8_t* column, const ColumnLayout& l, int64_t g,
+                             const bv u[REGISTERS], const bv a[REGISTERS], const iv start[REGISTERS], const f8 s[2],
+                             const f8 m[2]) {
+    f8 both[2] = {};
+    if constexpr (T::SMALL) {
+        both[0] = s[0] * column_part(column, l.scale, g * PIECES);
+        if (T::MINIMUM) extra += m[0] * column_part(column, l.sum, g * PIECES);
+    } else {
+        static_assert(!T::MINIMUM, "super-blocks with minima have integer factors");
+        float d;
+        std::memcpy(&d, column + l.scale + 4 * g, 4);
+        both[0] = s[0] * d;
+        if (T::SUB == 16) both[1] = s[1] * d;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < REGISTERS; ++j)
+        acc += __builtin_convertvector(dot<T::WIDE>(start[j], u[j], a[j]), fv) * spread<T::SUB>(both, j);
+}
+// The same with integer scales: the sum over the group is exact, and scaled once.
+template <class T>
+static inline void dot_group(fv& acc, f8& extra, const uint8_t* column, const ColumnLayout& l, int64_t g,
+                             const bv u[REGISTERS], const bv a[REGISTERS], const Factors& f) {
+    float d;
+    std::memcpy(&d, column + l.scale + 4 * g, 4);
+    const f4 factor = f.d * d;
+    const w16 sums = vread<w16>(column + l.short16 + g * 32);
+    iv sum = {};
+    if (T::ZERO != 0) sum = start_from(multiply_pairs(f.scales, sums) * -T::ZERO);
+#pragma GCC unroll 8
+    for (int j = 0; j < REGISTERS; ++j) sum = dot_scaled(sum, u[j], a[j], f.scales, j);
+    acc += __builtin_convertvector(sum, fv) * factor[0];
+    if (T::MINIMUM) extra -= __builtin_convertvector(multiply_pairs(f.minima, sums), f8) * factor[1];
+}
+
 // NR rows with NC columns, each byte of the weights read once. Floor: the bytes of the rows over memory bandwidth; on
-// AVX-512 256 elements cost about 4 dot products, 4 conversions, 4 multiplications and the unpacking, in 18 cycles for
-// the 144 bytes of Q4_K.
+// AVX-512 256 elements cost about 4 to 8 instructions on 64 bytes each for unpacking, multiplying and scaling: 18
+// cycles for the 144 bytes of Q4_K.
 template <class T, int NR, int NC>
 static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l, const uint8_t* const* columns,
                             float* const* out) {
@@ -30,37 +66,23 @@ static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l
 #pragma GCC unroll 8
             for (int j = 0; j < REGISTERS; ++j) {
                 a[c][j] = vread<bv>(columns[c] + g * GROUP + j * BW);
-                if (T::ZERO != 0) start[c][j] -= dot<false>(iv{}, bv{} + (uint8_t)T::ZERO, a[c][j]);
+                if (T::ZERO != 0 && !T::INTEGER) start[c][j] -= dot<false>(iv{}, bv{} + (uint8_t)T::ZERO, a[c][j]);
             }
 #pragma GCC unroll 4
         for (int r = 0; r < NR; ++r) {
             const uint8_t* group = w + r * p.row_bytes + g * T::GROUP_BYTES;
             bv u[REGISTERS];
-            f8 s[2] = {}, m[2] = {};
             T::unpack(group, u);
-            T::scales(group, s, m);
+            if constexpr (T::INTEGER) {
+                const Factors f = T::factors(group);
 #pragma GCC unroll 4
-            for (int c = 0; c < NC; ++c) {
-                f8 both[2];
-                if constexpr (T::SMALL) {
-                    both[0] = s[0] * column_part(columns[c], l.scale, g * PIECES);
-                    if (T::MINIMUM) extra[r][c] += m[0] * column_part(columns[c], l.sum, g * PIECES);
-                } else {
-                    float d;
-                    std::memcpy(&d, columns[c] + l.scale + 4 * g, 4);
-                    both[0] = s[0] * d;
-                    if (T::SUB == 16) both[1] = s[1] * d;
-                    if (T::MINIMUM && T::SUB == 32)
-                        extra[r][c] += m[0] * d * column_part(columns[c], l.sum, g * PIECES);
-                    if (T::MINIMUM && T::SUB == 16) {
-                        extra[r][c] += m[0] * d * column_part(columns[c], l.sum16, g * 2 * PIECES);
-                        extra[r][c] += m[1] * d * column_part(columns[c], l.sum16, g * 2 * PIECES + 8);
-                    }
-                }
-#pragma GCC unroll 8
-                for (int j = 0; j < REGISTERS; ++j)
-                    acc[r][c] += __builtin_convertvector(dot<T::WIDE>(start[c][j], u[j], a[c][j]), fv) *
-                                 spread<T::SUB>(both, j);
+                for (int c = 0; c < NC; ++c) dot_group<T>(acc[r][c], extra[r][c], columns[c], l, g, u, a[c], f);
+            } else {
+                f8 s[2] = {}, m[2] = {};
+                T::scales(group, s, m);
+#pragma GCC unroll 4
+                for (int c = 0; c < NC; ++c)
+                    dot_group<T>(acc[r][c], extra[r][c], columns[c], l, g, u, a[c], start[c], s, m);
             }
         }
     }
@@ -75,8 +97,7 @@ static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l
                     std::memcpy(&d, columns[c] + l.scale + 4 * b, 4);
                     i8x start = {};
                     if (T::ZERO != 0) start -= dot32<false>(i8x{}, b32{} + (uint8_t)T::ZERO, a);
-                    extra[r][c] +=
-                        __builtin_convertvector(dot32<T::WIDE>(start, u, a), f8) * (T::scale(block) * d);
+                    extra[r][c] += __builtin_convertvector(dot32<T::WIDE>(start, u, a), f8) * (T::scale(block) * d);
                     if (T::MINIMUM) {
                         std::memcpy(&sum, columns[c] + l.sum + 4 * b, 4);
                         extra[r][c][0] += T::minimum(block) * sum;
@@ -255,9 +276,11 @@ struct QuantPanel {
     }
 };
 
+constexpr int64_t FEW_QUANTISED = 4;  // measured: panels of six columns take as long as streaming four
+
 template <class T>
 static inline void fill_engine(Engine* engine) {
-    *engine = {T::FORMAT, few_quantised<T>, many<QuantPanel<T>>};
+    *engine = {T::FORMAT, FEW_QUANTISED, few_quantised<T>, many<QuantPanel<T>>};
 }
 
 }  // namespace
