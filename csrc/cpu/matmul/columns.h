@@ -41,6 +41,24 @@ static inline ColumnLayout column_layout(ActFormat format, int64_t k) {
     return l;
 }
 
+// Round to half, or to bf16 with NaN kept quiet, and back.
+static inline void round_floats(const float* x, int64_t n, float* to, bool half) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        const vf v = vload(x + i);
+        if (half) {
+            uint16_t bits[VL];
+            vstore_f16(bits, v);
+            vstore(to + i, vload_f16(bits));
+        } else {
+            const vu bits = (vu)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+            const vf kept = vselect((bits & 0x7fffffff) > 0x7f800000, (vf)(bits | 0x400000), (vf)rounded);
+            vstore(to + i, (vf)((vu)kept & 0xffff0000));
+        }
+    }
+    for (; i < n; ++i) to[i] = half ? f16_to_f32(f32_to_f16(x[i])) : bf16_to_f32(f32_to_bf16(x[i]));
+}
+
 // A column's elements [begin, begin + n), n a multiple of the block, in its record.
 static inline void write_column(ActFormat format, const ColumnLayout& l, const float* x, int64_t begin, int64_t n,
                                 uint8_t* record) {
@@ -54,21 +72,19 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
             std::memcpy(plain, x, (size_t)n * 4);
             return;
         case ACT_F16:
-            for (int64_t i = 0; i < n; ++i) plain[i] = f16_to_f32(f32_to_f16(x[i]));
-            return;
         case ACT_BF16:
-            for (int64_t i = 0; i < n; ++i) plain[i] = bf16_to_f32(f32_to_bf16(x[i]));
+            round_floats(x, n, plain, format == ACT_F16);
             return;
         case ACT_Q8_0:
         case ACT_Q8_1:
             for (int64_t b = 0; b < n / QK; ++b) {
-                BlockQ8_1 block;
-                quantize_row_q8_1(x + b * QK, &block, QK);
-                std::memcpy(record + begin + b * QK, block.qs, QK);
-                scale[b0 + b] = f16_to_f32(block.d);
-                sum[b] = f16_to_f32(block.s);
-                int32_t s = 0;
-                for (int i = 0; i < QK; ++i) s += block.qs[i];
+                vi q[VPB], total = {};
+                const float d = quantize_32(x + b * QK, q);
+                store_i8x32(reinterpret_cast<int8_t*>(record + begin + b * QK), q);
+                for (int i = 0; i < VPB; ++i) total += q[i];
+                const int32_t s = sum_lanes(total);
+                scale[b0 + b] = f16_to_f32(f32_to_f16(d));
+                sum[b] = f16_to_f32(f32_to_f16(d * (float)s));
                 negative[b] = -s;
             }
             return;

@@ -52,11 +52,11 @@ static inline b32 bits_to_bytes(const uint8_t* p) {
 #if GGR_VNNI
     return (b32)_mm256_movm_epi8(read_u32(p));
 #else
-    const b16 table = {p[0], p[1], p[2], p[3]};
-    const b32 which = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3};
-    const b32 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128,
-                     1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    return (b32)((lookup(table, which) & bit) == bit);
+    typedef uint32_t u4 __attribute__((vector_size(16)));
+    const b16 table = (b16)(u4{} + read_u32(p));
+    const b16 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const b16 low = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+    return join16((b16)((lookup16(table, low) & bit) == bit), (b16)((lookup16(table, low + 2) & bit) == bit));
 #endif
 }
 // The values of IQ4_NL and IQ4_XS, and twice those of MXFP4 raised by 16.
