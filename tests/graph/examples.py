@@ -482,7 +482,12 @@ simple(
     ("I32", (16,)),
     params=words(256, 1024, 3072, 16, 0),
     name="i32",
-    sizes={(1, 0): lambda n: 0 <= n <= 1532, (1, 1): lambda n: n <= 24, (1, 2): lambda n: n <= 6, (1, 3): lambda n: n <= 2},
+    sizes={
+        (1, 0): lambda n: 0 <= n <= 1532,
+        (1, 1): lambda n: n <= 24,
+        (1, 2): lambda n: n <= 6,
+        (1, 3): lambda n: n <= 2,
+    },
     strides={RESULT: "whole", 0: "whole"},
     bad={3: (-16, 1, 6144)},
 )
@@ -525,7 +530,11 @@ simple(
     bad={0: (-1, 3, 64), 1: (-3, 2, 64)},
 )
 simple(
-    "ROLL", ("F32", SHAPE), ("F32", SHAPE), params=words(-5, 3, 0, -1), bad={0: (64, -64, -(2**31)), 1: (4,), 3: (2, -2)}
+    "ROLL",
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    params=words(-5, 3, 0, -1),
+    bad={0: (64, -64, -(2**31)), 1: (4,), 3: (2, -2)},
 )
 simple(
     "ARANGE",
@@ -533,9 +542,7 @@ simple(
     params=words(0.0, 5.0, 0.5),
     bad={0: (5.0, NAN, -1.0), 1: (0.0, INF, 6.0), 2: (0.0, -0.5, NAN, 1e-30, 1.0)},
 )
-simple(
-    "TIMESTEP_EMBEDDING", ("F32", (33, 4)), ("F32", (4,)), params=words(33, 10000), bad={0: (0, -1, 32), 1: (0, -1)}
-)
+simple("TIMESTEP_EMBEDDING", ("F32", (33, 4)), ("F32", (4,)), params=words(33, 10000), bad={0: (0, -1, 32), 1: (0, -1)})
 simple(
     "UPSCALE",
     ("F32", (128, 8, 3, 2)),
@@ -753,7 +760,12 @@ simple(
     bad={0: EPS, 1: (0, -1)},
 )
 simple(
-    "DSV4_HC_PRE", ("F32", (64, 5)), ("F32", (64, 4, 5)), ("F32", (4, 5)), params=words(1.0, 0), bad={0: (NAN,), 1: (1, 2)}
+    "DSV4_HC_PRE",
+    ("F32", (64, 5)),
+    ("F32", (64, 4, 5)),
+    ("F32", (4, 5)),
+    params=words(1.0, 0),
+    bad={0: (NAN,), 1: (1, 2)},
 )
 simple(
     "DSV4_HC_PRE",

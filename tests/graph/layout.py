@@ -43,7 +43,9 @@ def assert_inside(checked: CheckedGraph, buffers: Buffers) -> None:
         assert not OP_BY_ID[node.op].is_noop
         spec = OP_BY_ID[node.op]
         present = {slot for slot, j in enumerate(node.src) if j >= 0}
-        assert {slot for slot, s in enumerate(spec.sources) if not s.optional} <= present <= set(range(len(spec.sources)))
+        assert (
+            {slot for slot, s in enumerate(spec.sources) if not s.optional} <= present <= set(range(len(spec.sources)))
+        )
         for t in (node, *(tensors[j] for j in node.src if j >= 0)):
             if t.extent:
                 assert t.buffer
