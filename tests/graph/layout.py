@@ -32,7 +32,7 @@ def assert_inside(checked: CheckedGraph, buffers: Buffers) -> None:
         assert all(j < i or (j == i and OP_BY_ID[t.op].name == "CPY" and slot == 1) for slot, j in enumerate(t.src))
         if t.buffer:
             size, _ = sizes[t.buffer]
-            assert 0 <= t.offset
+            assert t.offset >= 0
             assert t.offset + t.extent <= size
             if kind.block == 1:
                 assert t.offset % kind.bytes == 0

@@ -108,13 +108,13 @@ def test_memory_of_another_device(chain: Chain) -> None:
 
 def test_id_zero(chain: Chain) -> None:
     chain.x.id = 0
-    with pytest.raises(GraphError, match="'x'.*id 0"):
+    with pytest.raises(GraphError, match=r"'x'.*id 0"):
         chain.check()
 
 
 def test_id_twice(chain: Chain) -> None:
     chain.y.id = chain.x.id
-    with pytest.raises(GraphError, match="'y'.*twice"):
+    with pytest.raises(GraphError, match=r"'y'.*twice"):
         chain.check()
 
 
