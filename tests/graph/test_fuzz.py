@@ -103,7 +103,7 @@ def test_random_records_in_a_sound_frame(seed: int) -> None:
         fields |= {"view_src": [pick(0, 0, 0, *range(1, i + 2))], "view_offs": [pick(0, 0, 64, 2**64 - 64)]}
         for name, values in fields.items():
             for index, value in enumerate(values):
-                record = patch(DIALECT, record, name, value, index)
+                record = patch(DIALECT, record, name, value, index=index)
         records.append(record)
     payload = struct.pack("<IQI", 0, 1, n) + struct.pack(f"<{n}Q", *ids) + struct.pack("<I", m) + b"".join(records)
     parse(Codec(DIALECT), payload, [(1, 1 << 30, 1 << 20, 0)])
@@ -122,7 +122,9 @@ def test_recorded_graphs_with_changed_fields(data: st.DataObject) -> None:
         index = data.draw(st.integers(0, FIELDS[name] - 1))
         at = start + record.size * data.draw(st.integers(0, n_tensors - 1))
         value = data.draw(st.sampled_from(EDGES) | st.integers(0, 2**64 - 1))
-        payload[at : at + record.size] = patch(g.dialect, bytes(payload[at : at + record.size]), name, value, index)
+        payload[at : at + record.size] = patch(
+            g.dialect, bytes(payload[at : at + record.size]), name, value, index=index
+        )
     parse(Codec(g.dialect), bytes(payload), g.buffers, g.n_devices)
 
 
@@ -167,5 +169,5 @@ def test_examples_with_several_changes(example: Example) -> None:
             value = [int(rng.choice(EDGES[:15])), old + 1, old * 2, old // 2, old - 1, 0, 1][int(rng.integers(0, 7))]
             if name == "data":
                 value = a.base + int(rng.integers(0, a.size // 4)) * 4
-            payload[at : at + record.size] = patch(DIALECT, now, name, value, index)
+            payload[at : at + record.size] = patch(DIALECT, now, name, value, index=index)
         parse(codec, bytes(payload), buffers)
