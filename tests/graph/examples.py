@@ -91,7 +91,7 @@ def simple(
 
     def build(a: Arena) -> Tensor:
         src = [None if s is None else a.leaf(s[0], s[1], f"source {i}") for i, s in enumerate(sources)]
-        return a.node(op, result[0], result[1], src, params, "subject")
+        return a.node(op, result[0], result[1], src, params=params, name="subject")
 
     add(op, name, build, **freedom)
 
@@ -204,8 +204,14 @@ for _op in ("SUM_ROWS", "MEAN"):
 simple("CUMSUM", ("F32", SHAPE), ("F32", SHAPE))
 simple("ARGMAX", ("I32", (5,)), ("F32", (64, 5)), sizes={(0, 0): at_least(1)})
 simple("COUNT_EQUAL", ("I64", (1,)), ("I32", SHAPE), ("I32", SHAPE), strides={RESULT: "any", 0: "any", 1: "any"})
-simple("ARGSORT", ("I32", SHAPE), ("F32", SHAPE), params=words(1), bad={0: (-1, 2)})
-simple("TOP_K", ("I32", (8, 4, 3, 2)), ("F32", SHAPE), sizes={(RESULT, 0): lambda n: n <= 64, (0, 0): at_least(8)})
+simple("ARGSORT", ("I32", SHAPE), ("F32", SHAPE), params=words(1), strides={0: "any"}, bad={0: (-1, 2)})
+simple(
+    "TOP_K",
+    ("I32", (8, 4, 3, 2)),
+    ("F32", SHAPE),
+    sizes={(RESULT, 0): lambda n: n <= 64, (0, 0): at_least(8)},
+    strides={0: "any"},
+)
 
 # ---- Products ----
 

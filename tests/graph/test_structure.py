@@ -204,7 +204,7 @@ def test_tensor_that_views_itself(chain: Chain) -> None:
 
 def viewed(chain: Chain, change: Callable[[Tensor], None] | None = None) -> CheckedGraph:
     """Check sqrt of the last two rows of x, the view changed before."""
-    part = view(chain.x, "VIEW", [64, 2, 1, 1], list(chain.x.nb), 512, name="part")
+    part = view(chain.x, "VIEW", [64, 2, 1, 1], list(chain.x.nb), offset=512, name="part")
     if change is not None:
         change(part)
     chain.root.src, chain.root.ne = [part], [64, 2, 1, 1]
