@@ -24,6 +24,7 @@ class Session:
         codec: Codec,
         devices: Sequence[NativeDevice],
         *,
+        hello_seconds: float,
         cache: bool = False,
         trace: Callable[[str], None] | None = None,
     ) -> None: ...
