@@ -2,7 +2,8 @@
 
 A weak symbol (a template, an inline function) that two levels emit is kept once by the linker: perhaps the copy with
 AVX-512 instructions, which then runs on a machine without them. The objects must therefore define nothing that is weak
-and export only their entries, and in the linked extension only functions of a level may use its registers.
+and export nothing outside their level's namespace, and in the linked extension only functions of a level may use its
+registers.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ def nm(path: Path, *options: str) -> list[tuple[str, str]]:
 
 
 def leaks(level: str, symbols: list[tuple[str, str]]) -> list[str]:
-    """Return the symbols of a kernel object that other objects could be bound to."""
-    own = re.compile(rf"ggr::{level}::register_\w+\(ggr::OpTable&\)")
+    """Return the symbols of a kernel object that another level's objects could be bound to."""
+    own = f"ggr::{level}::"
     return [
-        f"{kind} {name}" for kind, name in symbols if kind in "WVuCi" or (kind.isupper() and not own.fullmatch(name))
+        f"{kind} {name}" for kind, name in symbols if kind in "WVuCi" or (kind.isupper() and not name.startswith(own))
     ]
 
 
 @needs_nm
-def test_objects_export_only_their_entries() -> None:
+def test_objects_share_nothing_between_levels() -> None:
     objects = built_objects()
     if not objects:
         pytest.skip("an installed wheel has no objects: test_extension_exports_only_its_module looks at it")
@@ -128,6 +129,7 @@ def test_leaks_would_be_noticed() -> None:
         ("t", "ggr::avx2::(anonymous namespace)::add()"),
         ("W", "std::vector<int>::size() const"),
         ("u", "ggr::avx2::table"),
-        ("D", "ggr::avx2::counter"),
+        ("D", "ggr::counter"),
     ]
     assert [name[0] for name in leaks("avx2", symbols)] == ["T", "W", "u", "D"]
+    assert "avx512" in leaks("avx2", symbols)[0]
