@@ -349,7 +349,8 @@ def _indexed(build: Callable[[Attacker], tuple[Tensor, Tensor]], value: int, aga
             a.client.barrier()
             a.client.set(ids, struct.pack(f"<3{letter}", 0, 1, value))
             a.client.recompute(uid=9)
-        a.client.barrier()
+        # Graphs run beside the connection: reading the result waits for its run, and meets its error.
+        a.client.get(node)
 
     return act
 

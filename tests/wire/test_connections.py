@@ -78,7 +78,7 @@ def test_reset_during_a_large_reply(server: RunningServer, dialect: dialects.Dia
 
 def test_stalls_are_closed_and_idle_sessions_are_not(dialect: dialects.Dialect) -> None:
     """Deadlines watch progress inside a message; a session that rests between two messages lives on."""
-    with running_server(proto=dialect.name, stall_seconds=1.0, hello_seconds=1.0) as server:
+    with running_server(proto=dialect.name, hello_seconds=1.0, stall_seconds=1.0) as server:
         idle = Neighbour(server.endpoint, dialect)
         idle.check()
         silent = connect(server)
