@@ -118,9 +118,10 @@ def test_stopping_does_not_wait_for_half_open_connections(dialect: dialects.Dial
 
 def test_more_connections_than_allowed(server: RunningServer, dialect: dialects.Dialect, neighbour: Neighbour) -> None:
     """Fill every place: the surplus is turned away, those inside are served, and places come free again."""
-    crowd = [connect(server) for _ in range(limits.MAX_CONNECTIONS + 8)]
-    turned_away = 0
-    for bare in crowd:
+    crowd, turned_away = [], 0
+    for _ in range(limits.MAX_CONNECTIONS + 8):
+        bare = connect(server)
+        crowd.append(bare)
         try:
             bare.sendall(frame(dialect.commands[Command.HELLO], bytes(dialect.hello_request)))
             turned_away += bare.recv(64) == b""
