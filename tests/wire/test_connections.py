@@ -78,26 +78,24 @@ def test_reset_during_a_large_reply(server: RunningServer, dialect: dialects.Dia
 
 def test_stalls_are_closed_and_idle_sessions_are_not(dialect: dialects.Dialect) -> None:
     """Deadlines watch progress inside a message; a session that rests between two messages lives on."""
-    with running_server(proto=dialect.name, hello_seconds=1.0, stall_seconds=1.0) as server:
+    with (
+        running_server(proto=dialect.name, hello_seconds=1.0, stall_seconds=1.0) as server,
+        contextlib.ExitStack() as clients,
+    ):
         idle = Neighbour(server.endpoint, dialect)
+        clients.callback(idle.close)
         idle.check()
-        silent = connect(server)
-        half_hello = connect(server)
+        silent, half_hello = (clients.enter_context(connect(server)) for _ in range(2))
         half_hello.sendall(frame(dialect.commands[Command.HELLO], b"", dialect.hello_request))
         stalled = []
         for part in (1, 5, 9, 200):
-            client = RawClient(server.endpoint, dialect)
+            client = clients.enter_context(RawClient(server.endpoint, dialect))
             client.send_raw(conversation(Attacker(client))[:part])
             stalled.append(client)
         time.sleep(1.5)
-        for client in stalled:
-            assert client.closed_by_peer()
-            client.close()
-        for bare in (silent, half_hello):
-            assert bare.recv(1) == b""
-            bare.close()
+        assert [client.closed_by_peer() for client in stalled] == [True] * len(stalled)
+        assert [bare.recv(1) for bare in (silent, half_hello)] == [b"", b""]
         idle.check()
-        idle.close()
 
 
 def test_stopping_does_not_wait_for_half_open_connections(dialect: dialects.Dialect) -> None:
@@ -118,18 +116,16 @@ def test_stopping_does_not_wait_for_half_open_connections(dialect: dialects.Dial
 
 def test_more_connections_than_allowed(server: RunningServer, dialect: dialects.Dialect, neighbour: Neighbour) -> None:
     """Fill every place: the surplus is turned away, those inside are served, and places come free again."""
-    crowd, turned_away = [], 0
-    for _ in range(limits.MAX_CONNECTIONS + 8):
-        bare = connect(server)
-        crowd.append(bare)
-        try:
-            bare.sendall(frame(dialect.commands[Command.HELLO], bytes(dialect.hello_request)))
-            turned_away += bare.recv(64) == b""
-        except ConnectionError:
-            turned_away += 1
-    neighbour.check()
-    for bare in crowd:
-        bare.close()
+    turned_away = 0
+    with contextlib.ExitStack() as crowd:
+        for _ in range(limits.MAX_CONNECTIONS + 8):
+            bare = crowd.enter_context(connect(server))
+            try:
+                bare.sendall(frame(dialect.commands[Command.HELLO], bytes(dialect.hello_request)))
+                turned_away += bare.recv(64) == b""
+            except ConnectionError:
+                turned_away += 1
+        neighbour.check()
     assert turned_away >= 8
     deadline = time.monotonic() + 20
     while True:
