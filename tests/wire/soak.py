@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from ggml_rpc.peers.process import ServerProcess, own_server_command
-
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command
 from tests.support.rawclient import RawClient
@@ -135,7 +134,8 @@ def soak(connections: int, seed: int, dialect: dialects.Dialect) -> tuple[int, i
 
 def settled(server: ServerProcess) -> int:
     """Return the resident bytes once they no longer fall."""
-    lowest, quiet = server.rss_bytes(), 0
+    lowest: int = server.rss_bytes()
+    quiet = 0
     while quiet < 10:
         time.sleep(0.05)
         now = server.rss_bytes()
