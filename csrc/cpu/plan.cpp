@@ -175,7 +175,7 @@ bool PlanBuilder::unsupported(const Tensor& node, const char* format, ...) {
     va_start(args, format);
     std::vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return error_->fail(Code::unsupported, "op %s, tensor '%.63s': %s", op_traits(node.op)->name, node.name, text);
+    return error_->fail(Code::unsupported, "GRAPH_COMPUTE: op %s, tensor '%.63s': %s", op_traits(node.op)->name, node.name, text);
 }
 
 }  // namespace ggr

@@ -55,7 +55,7 @@ void Session::trace(const char* format, ...) {
 }
 
 bool Session::header(Error* err) {
-    if (!stream_.await(err)) return false;
+    if (!stream_.await(err) || !runs_succeed(err)) return false;
     uint8_t head[REQUEST_HEADER_BYTES];
     if (!stream_.read(head, sizeof head, "request header", err)) return false;
     command_ = dialect_.command_of[head[0]];

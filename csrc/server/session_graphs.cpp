@@ -45,6 +45,16 @@ bool Session::finish(uint32_t device, uint64_t number, Error* err) {
     }
 }
 
+// Runs go on while further commands are served; one that failed ends the session at the next command, whatever that is.
+bool Session::runs_succeed(Error* err) {
+    for (uint32_t i = 0; i < lines_.size(); ++i) {
+        Device* d = config_.devices[i];
+        const Line& l = lines_[i];
+        if (l.queue != nullptr && d->ops->wait(d, l.queue, l.submitted, 0, err) == WaitResult::failed) return false;
+    }
+    return true;
+}
+
 bool Session::settle(const Buffer& buffer, Error* err) { return finish(index_of(buffer.device), buffer.last_use, err); }
 
 // The plan must not be running: its buffers are settled or its queue is closed.

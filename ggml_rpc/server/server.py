@@ -251,14 +251,16 @@ class Server:
             return
         try:
             tcp.configure(sock)
-        except OSError as e:  # the peer reset the connection already
-            log.debug("client %s left: %s", peer, e.strerror)
+            self._open_session(sock, peer, listener.codec)
+        except (OSError, RuntimeError, MemoryError) as e:  # a reset by the peer; no thread, no memory: this client only
+            log.warning("client %s not served: %s", peer, e)
             sock.close()
-            return
+
+    def _open_session(self, sock: socket.socket, peer: str, codec: Codec) -> None:
         connection = Connection(
             sock,
             peer,
-            listener.codec,
+            codec,
             self.devices,
             self.cache,
             hello_seconds=self._hello_seconds,
@@ -268,7 +270,12 @@ class Server:
         thread = threading.Thread(target=self._serve, args=(connection,), name=f"ggml-rpc {peer}", daemon=True)
         with self._lock:
             self._connections[connection] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                del self._connections[connection]
+            raise
 
     def _serve(self, connection: Connection) -> None:
         log.debug("client %s connected", connection.peer)
