@@ -7,7 +7,7 @@ namespace {
 
 bool mul_mat(const Tensor& node, Error* err) {
     const Tensor &a = *node.src[0], &b = *node.src[1];
-    REQUIRE(is_float_or_quantized(a), "source 0 must hold floats");
+    REQUIRE(is_float_or_quantized(a), "source 0 must have one of the types that hold floats");
     REQUIRE(is_float(b), "source 1 must be F32, F16 or BF16");
     REQUIRE(is_f32(node), "the result must be F32");
     REQUIRE(a.ne[0] == b.ne[0], "rows of both sources must have the same length");
@@ -15,14 +15,15 @@ bool mul_mat(const Tensor& node, Error* err) {
             "matrices of source 0 must repeat evenly over those of source 1");
     REQUIRE(is_shape(node, a.ne[1], b.ne[1], b.ne[2], b.ne[3]),
             "the result must have a column for each row of source 0 and a row for each row of source 1");
-    REQUIRE(rows_contiguous(a) && rows_contiguous(b) && rows_contiguous(node), "rows must be contiguous");
+    // Activations may be permuted: they are converted row by row before the product.
+    REQUIRE(rows_contiguous(a) && rows_contiguous(node), "rows of source 0 and of the result must be contiguous");
     REQUIRE(work_fits(n_elements(node), a.ne[0]), "the product must not take more than 2^50 operations");
     return true;
 }
 
 bool mul_mat_id(const Tensor& node, Error* err) {
     const Tensor &as = *node.src[0], &b = *node.src[1], &ids = *node.src[2];
-    REQUIRE(is_float_or_quantized(as), "source 0 must hold floats");
+    REQUIRE(is_float_or_quantized(as), "source 0 must have one of the types that hold floats");
     REQUIRE(is_f32(b) && is_f32(node), "source 1 and the result must be F32");
     REQUIRE(is_i32(ids), "source 2 (ids) must be I32");
     REQUIRE(as.ne[3] == 1 && b.ne[3] == 1, "sources 0 and 1 must have three dimensions");

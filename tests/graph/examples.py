@@ -222,6 +222,7 @@ simple(
     ("F32", (256, 5, 4, 2)),
     types={0: FLOATS | QUANTIZED, 1: FLOATS},
     sizes={(0, 2): into(4), (0, 3): into(2)},
+    strides={1: "any"},
 )
 simple(
     "MUL_MAT",
@@ -230,6 +231,7 @@ simple(
     ("F32", (64, 5)),
     name="quantised",
     types={0: FLOATS | QUANTIZED, 1: FLOATS},
+    strides={1: "any"},
 )
 simple(
     "MUL_MAT_ID",
