@@ -15,7 +15,7 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,30 +272,44 @@ class Connection:
         elif command in (Command.GET_TENSOR, Command.GET_TENSOR_2D):
             self._compare_read(request, ours, recorded)
 
+    def exchange(self, m: Message, replies: Iterator[Message]) -> None:
+        """Send one recorded request and check the reply, if it has one; `replies` gives the recorded ones in order."""
+        head = self.capture.c2s[m.offset : m.offset + REQUEST_HEADER]
+        old = self.capture.c2s[m.offset + REQUEST_HEADER : m.offset + m.length]
+        request = self.rewrite(m.command, old)
+        self.socket.sendall(head + request)
+        if m.command is Command.FREE_BUFFER:
+            (handle,) = struct.unpack("<Q", old)
+            del self.handles[handle]
+            self.bases.pop(handle, None)
+        if self.dialect.reply_kind(m.command) is ReplyKind.NONE:
+            return
+        reply = next(replies)
+        if reply.command is not m.command:
+            raise ValueError(f"{self.capture.name}: reply to {reply.command.name} follows {m.command.name}")
+        recorded = self.capture.s2c[reply.offset + REPLY_HEADER : reply.offset + reply.length]
+        ours = self.receive_reply(m.command)
+        if len(ours) != len(recorded):
+            raise ReplayError(f"{self.capture.name}: {m.command.name}: {len(ours)} bytes instead of {len(recorded)}")
+        self.compare(m.command, request, old, ours, recorded)
+
+    def receive_reply(self, command: Command) -> bytes:
+        """Receive one reply."""
+        (size,) = struct.unpack("<Q", self._receive(REPLY_HEADER, command.name))
+        return self._receive(size, command.name)
+
+    def call(self, command: Command, recorded: bytes) -> bytes:
+        """Send a request that was not recorded but names recorded handles and addresses; return the reply, if any."""
+        request = self.rewrite(command, recorded)
+        self.socket.sendall(struct.pack("<BQ", self.dialect.commands[command], len(request)) + request)
+        return b"" if self.dialect.reply_kind(command) is ReplyKind.NONE else self.receive_reply(command)
+
     def run(self, messages: Sequence[Message]) -> None:
         """Replay the messages of this connection."""
         replies = iter([m for m in messages if not m.from_client])
         for m in messages:
-            if not m.from_client:
-                continue
-            head = self.capture.c2s[m.offset : m.offset + REQUEST_HEADER]
-            old = self.capture.c2s[m.offset + REQUEST_HEADER : m.offset + m.length]
-            request = self.rewrite(m.command, old)
-            self.socket.sendall(head + request)
-            if m.command is Command.FREE_BUFFER:
-                (handle,) = struct.unpack("<Q", old)
-                del self.handles[handle]
-                self.bases.pop(handle, None)
-            if self.dialect.reply_kind(m.command) is ReplyKind.NONE:
-                continue
-            reply = next(replies)
-            if reply.command is not m.command:
-                raise ValueError(f"{self.capture.name}: reply to {reply.command.name} follows {m.command.name}")
-            recorded = self.capture.s2c[reply.offset + REPLY_HEADER : reply.offset + reply.length]
-            (size,) = struct.unpack("<Q", self._receive(REPLY_HEADER, m.command.name))
-            if size != len(recorded):
-                raise ReplayError(f"{self.capture.name}: {m.command.name}: {size} bytes instead of {len(recorded)}")
-            self.compare(m.command, request, old, self._receive(size, m.command.name), recorded)
+            if m.from_client:
+                self.exchange(m, replies)
 
 
 def replay(endpoint: str, capture: Capture, timeout: float = 120.0) -> Report:
