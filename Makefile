@@ -42,7 +42,7 @@ lint: $(LINTING)  ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m cython_lint ggml_rpc
+	cython-lint ggml_rpc
 	clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(LINTING)  ## rewrite the sources in the style that lint asks for

@@ -109,5 +109,6 @@ cdef extern from "graph/graph.h" namespace "ggr" nogil:
         Buffer *(*find)(void *, uint64_t)
         void *context
 
-    Graph *parse_graph(const DialectTable &, const uint8_t *, uint64_t, const BufferLookup &, Device *const *, uint32_t, Error *)
+    Graph *parse_graph(
+        const DialectTable &, const uint8_t *, uint64_t, const BufferLookup &, Device *const *, uint32_t, Error *)
     void free_graph(Graph *)

@@ -16,6 +16,10 @@ constexpr int64_t CHUNKS_PER_WORKER = 8;
 // Scratch is a ring: a node's scratch may take the place of an earlier node's; the hazard check adds the barrier.
 constexpr int64_t SCRATCH_RING = int64_t{8} << 20;
 
+// Accesses that a step is compared with at most. Real graphs stay far below; a hostile one of many independent nodes
+// gets more barriers than it needs instead of a quadratic compile time.
+constexpr size_t MAX_SEGMENT = 256;
+
 bool meet(uintptr_t a0, uintptr_t a1, uintptr_t b0, uintptr_t b1) { return a0 < b1 && b0 < a1; }
 
 }  // namespace
@@ -63,6 +67,7 @@ Step& PlanBuilder::add_bare(Step::Fn fn, const Tensor* dst, int64_t n_items, int
     const int64_t chunks = n_workers_ * CHUNKS_PER_WORKER;
     step.grain = step.serial && n_workers_ > 1 ? std::max<int64_t>(1, n_items) : std::max<int64_t>(1, n_items / chunks);
     out_.steps.push_back(step);
+    if (segment_parallel_.size() + segment_serial_.size() > MAX_SEGMENT) start_segment();
     return out_.steps.back();
 }
 
@@ -175,7 +180,8 @@ bool PlanBuilder::unsupported(const Tensor& node, const char* format, ...) {
     va_start(args, format);
     std::vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return error_->fail(Code::unsupported, "GRAPH_COMPUTE: op %s, tensor '%.63s': %s", op_traits(node.op)->name, node.name, text);
+    return error_->fail(Code::unsupported, "GRAPH_COMPUTE: op %s, tensor '%.63s': %s", op_traits(node.op)->name,
+                        node.name, text);
 }
 
 }  // namespace ggr

@@ -138,7 +138,7 @@ class Session {
     Line* line(uint32_t device, Error* err);
     bool submit(uint32_t device, Stored* stored, Error* err);
     bool finish(uint32_t device, uint64_t number, Error* err);
-    bool runs_succeed(Error* err);  // so far, without waiting
+    bool runs_succeed(Error* err);                  // so far, without waiting
     bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
     void drop(uint32_t device, Stored* stored);
     void drop_all(uint32_t device);

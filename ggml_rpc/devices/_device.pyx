@@ -6,7 +6,7 @@ from libc.string cimport memset
 from libcpp.vector cimport vector
 
 from ggml_rpc.native cimport (
-    Buffer, BufferLookup, Device, Error, Graph, Plan, Queue, WaitResult, parse_graph,
+    Buffer, BufferLookup, Device, Error, Graph, Queue, WaitResult, parse_graph,
 )
 from ggml_rpc.wire._codec cimport Codec
 

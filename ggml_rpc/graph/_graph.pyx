@@ -180,7 +180,7 @@ def check_graph(Codec codec, const uint8_t[::1] payload, buffers, int n_devices=
     memset(<void *> &err, 0, sizeof(Error))
     memset(<void *> &device, 0, sizeof(Device))
     device.name = b"without memory"
-    for i in range(n_devices):
+    for _ in range(n_devices):
         devices.push_back(device)
     for i in range(n_devices):
         by_number.push_back(&devices[i])

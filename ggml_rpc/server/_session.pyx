@@ -146,7 +146,8 @@ cdef class Session:
         Raises
         ------
         RpcError
-            When the session is over; `ConnectionLost` with the text `between messages: ...` if the client left in good order.
+            When the session is over; `ConnectionLost` with the text `between messages: ...` if the client left in good
+            order.
         """
         cdef NativeSession *native = self.open()
         cdef Error err

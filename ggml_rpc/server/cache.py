@@ -1,6 +1,7 @@
 """The tensor cache on disk: files named by the hash of their bytes, shared with stock servers.
 
-Whoever may use the cache trusts all its users: FNV-1a is no defence against a client that makes another tensor with the same hash.
+Whoever may use the cache trusts all its users: FNV-1a is no defence against a client that makes another tensor with the
+same hash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one table of tolerances of op results, and the comparison that uses it.
 
-Errors are normalised: the sum of squared differences over the sum of squares of the expected values. Besides the mean over the
-whole result every row is bounded, since a mean hides one wrong row.
+Errors are normalised: the sum of squared differences over the sum of squares of the expected values. Besides the mean
+over the whole result every row is bounded, since a mean hides one wrong row.
 """
 
 from __future__ import annotations
@@ -81,5 +81,6 @@ def check(got: np.ndarray, expected: np.ndarray, kind: str, override: str | None
             row_error = nmse(rows_got[i], rows_expected[i]) * float(np.sum(clean[i] ** 2) or 1.0)
             scale = max(float(np.sum(clean[i] ** 2)), floor)
             worst = row_error / scale if scale > 0 else row_error
-            assert worst <= bound * ROW_FACTOR, f"row {i}: normalised error {worst:.3g} > {bound * ROW_FACTOR:.3g} ({kind})"
+            limit = bound * ROW_FACTOR
+            assert worst <= limit, f"row {i}: normalised error {worst:.3g} > {limit:.3g} ({kind})"
     return error

@@ -6,6 +6,7 @@ import logging
 import socket
 import struct
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -36,9 +37,7 @@ def heavy_graph(client: RawClient, n_nodes: int) -> list[Tensor]:
     first = arena.node("MUL_MAT", "F32", (1024, 4096), [a, b], name="product 0")
     nodes = [first]
     for i in range(1, n_nodes):
-        again = Tensor(first.type, first.ne, first.nb, first.buffer, first.data, first.op, src=[a, b], name=f"product {i}")
-        again.flags = first.flags
-        nodes.append(again)
+        nodes.append(replace(first, name=f"product {i}", id=first.id + i))
     return nodes
 
 
@@ -88,10 +87,12 @@ def test_taken_port_is_named() -> None:
 
 def test_open_devices_can_be_handed_in() -> None:
     pool = CpuPool(1)
-    with Server(devices=[pool.device("CPU"), pool.device("CPU")], port=0) as server:
-        with RawClient(server.endpoint, find("8.0")) as client:
-            assert client.device_count() == 2
-            assert client.memory(1)[1] > 0
+    with (
+        Server(devices=[pool.device("CPU"), pool.device("CPU")], port=0) as server,
+        RawClient(server.endpoint, find("8.0")) as client,
+    ):
+        assert client.device_count() == 2
+        assert client.memory(1)[1] > 0
 
 
 def test_close_does_not_wait_for_a_long_graph() -> None:
@@ -122,42 +123,51 @@ def test_leaving_client_frees_the_device() -> None:
 
 
 def test_graph_timeout_closes_the_connection(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), Server(port=0, threads=1, graph_timeout=0.3) as server:
-        with RawClient(server.endpoint, find("8.0")) as client:
-            nodes = heavy_graph(client, 2000)
-            client.compute(nodes)
-            with pytest.raises(ConnectionError):
-                client.get(nodes[0], size=4)
+    with (
+        caplog.at_level(logging.WARNING),
+        Server(port=0, threads=1, graph_timeout=0.3) as server,
+        RawClient(server.endpoint, find("8.0")) as client,
+    ):
+        nodes = heavy_graph(client, 2000)
+        client.compute(nodes)
+        with pytest.raises(ConnectionError):
+            client.get(nodes[0], size=4)
     assert "graph timeout" in caplog.text
 
 
 def test_failed_run_ends_the_session_at_the_next_command(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), Server(port=0, threads=1) as server:
-        with RawClient(server.endpoint, find("8.0")) as client:
-            arena = arena_of(client, MIB)
-            table, ids = arena.leaf("F32", (8, 4), "table"), arena.leaf("I32", (2,), "ids")
-            client.memset(table, 0)
-            client.set(ids, struct.pack("<2i", 1, 4))
-            client.compute([arena.node("GET_ROWS", "F32", (8, 2), [table, ids], name="rows")])
-            time.sleep(0.3)
-            with pytest.raises(ConnectionError):
-                client.memory()
+    with (
+        caplog.at_level(logging.WARNING),
+        Server(port=0, threads=1) as server,
+        RawClient(server.endpoint, find("8.0")) as client,
+    ):
+        arena = arena_of(client, MIB)
+        table, ids = arena.leaf("F32", (8, 4), "table"), arena.leaf("I32", (2,), "ids")
+        client.memset(table, 0)
+        client.set(ids, struct.pack("<2i", 1, 4))
+        client.compute([arena.node("GET_ROWS", "F32", (8, 2), [table, ids], name="rows")])
+        time.sleep(0.3)
+        with pytest.raises(ConnectionError):
+            client.memory()
     assert "index 4 in 'ids' is out of range" in caplog.text
 
 
 def test_sessions_take_turns() -> None:
     """A session with a long queue of graphs does not hold up another one's single graph."""
-    with Server(port=0, threads=1) as server:
-        with RawClient(server.endpoint, find("8.0")) as busy, RawClient(server.endpoint, find("8.0")) as quick:
-            nodes = heavy_graph(busy, 3)
-            busy.compute(nodes, uid=1)
-            for _ in range(40):
-                busy.recompute(uid=1)
-            small = heavy_graph(quick, 1)
-            quick.compute(small)
-            start = time.monotonic()
-            quick.get(small[0], size=4)
-            waited = time.monotonic() - start
-            start = time.monotonic()
-            busy.get(nodes[0], size=4)
-            assert waited < time.monotonic() - start, "the single graph waited for the whole queue"
+    with (
+        Server(port=0, threads=1) as server,
+        RawClient(server.endpoint, find("8.0")) as busy,
+        RawClient(server.endpoint, find("8.0")) as quick,
+    ):
+        nodes = heavy_graph(busy, 3)
+        busy.compute(nodes, uid=1)
+        for _ in range(40):
+            busy.recompute(uid=1)
+        small = heavy_graph(quick, 1)
+        quick.compute(small)
+        start = time.monotonic()
+        quick.get(small[0], size=4)
+        waited = time.monotonic() - start
+        start = time.monotonic()
+        busy.get(nodes[0], size=4)
+        assert waited < time.monotonic() - start, "the single graph waited for the whole queue"

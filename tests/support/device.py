@@ -49,7 +49,9 @@ class Bench:
         self.memory[:] = POISON
         self.used = 0
 
-    def place(self, type_name: str, shape: Sequence[int], strides: Sequence[int] | None = None, name: str = "") -> Tensor:
+    def place(
+        self, type_name: str, shape: Sequence[int], strides: Sequence[int] | None = None, name: str = ""
+    ) -> Tensor:
         """Reserve memory for a tensor; `strides` in bytes, in NumPy's order."""
         ne = [*reversed(shape)] + [1] * (4 - len(shape))
         type_id = TYPE_BY_NAME[type_name].id
@@ -80,7 +82,9 @@ class Bench:
         self.write(t, data)
         return t
 
-    def view(self, base: Tensor, type_name: str, shape: Sequence[int], strides: Sequence[int], offset: int = 0) -> Tensor:
+    def view(
+        self, base: Tensor, type_name: str, shape: Sequence[int], strides: Sequence[int], offset: int = 0
+    ) -> Tensor:
         """Return a view of `base` (op VIEW); strides in bytes, in NumPy's order."""
         ne = [*reversed(shape)] + [1] * (4 - len(shape))
         nb = [*reversed(strides)]
@@ -119,7 +123,7 @@ class Bench:
         flags: int = 0,
         use_count: int = 0,
     ) -> Tensor:
-        """Return a node to compute; its result lies in fresh poisoned memory, or where `out` lies (with its strides)."""
+        """Return a node to compute; its result lies in fresh poisoned memory, or where `out` lies."""
         t = self.place(type_name, shape, name=f"{op.lower()} result")
         if out is not None:
             t.data, t.nb = out.data, list(out.nb)
