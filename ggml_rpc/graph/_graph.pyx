@@ -176,7 +176,6 @@ def check_graph(Codec codec, const uint8_t[::1] payload, buffers, int n_devices=
     cdef CheckedGraph out = CheckedGraph.__new__(CheckedGraph)
     cdef uint64_t length = payload.shape[0]
     cdef const uint8_t *data = &payload[0] if length > 0 else NULL
-    cdef int i
     memset(<void *> &err, 0, sizeof(Error))
     memset(<void *> &device, 0, sizeof(Device))
     device.name = b"without memory"
