@@ -116,6 +116,13 @@ int64_t few_rows(int64_t m, int64_t k, int64_t batches, int n_workers) {
     return rows;
 }
 
+// Hand items out finely: they are large enough for it, and all workers wait for the last.
+void set_grain(Step& step, bool few, int n_workers) {
+    if (step.serial) return;
+    const int64_t grain = few ? step.n_items / (n_workers * 32) : 1;
+    step.grain = grain > 1 ? grain : 1;
+}
+
 // ---- MUL_MAT ----
 
 constexpr int A_ENGINE = 0, A_BLOCK_ROWS = 1, A_BLOCK_COLUMNS = 2, A_STRIDE = 3;
@@ -136,11 +143,15 @@ bool run_mul_mat(const Step& step, int64_t begin, int64_t end, Worker& worker) {
         const int64_t matrix = item / (row_blocks * column_blocks);
         const int64_t w2 = matrix % w.ne[2], w3 = matrix / w.ne[2];
         const int64_t n = all - c0 < columns ? all - c0 : columns;
-        for (int64_t c = 0; c < n; ++c) {
-            const int64_t i1 = (c0 + c) % x.ne[1], group = (c0 + c) / x.ne[1];
-            const int64_t i2 = w2 * r2 + group % r2, i3 = w3 * r3 + group / r2;
-            p.columns[c] = column(x, records, stride, i1, i2, i3);
-            p.out[c] = reinterpret_cast<float*>(dst.data + i1 * dst.nb[1] + i2 * dst.nb[2] + i3 * dst.nb[3]) + row;
+        int64_t i1 = c0 % x.ne[1], i2 = c0 / x.ne[1] % r2, i3 = c0 / (x.ne[1] * r2);
+        for (int64_t c = 0; c < n; ++c) {  // counted, not divided: short rows have little else to do
+            const int64_t x2 = w2 * r2 + i2, x3 = w3 * r3 + i3;
+            p.columns[c] = column(x, records, stride, i1, x2, x3);
+            p.out[c] = reinterpret_cast<float*>(dst.data + i1 * dst.nb[1] + x2 * dst.nb[2] + x3 * dst.nb[3]) + row;
+            if (++i1 == x.ne[1]) {
+                i1 = 0;
+                if (++i2 == r2) i2 = 0, ++i3;
+            }
         }
         engine({w.data + row * w.nb[1] + w2 * w.nb[2] + w3 * w.nb[3], w.nb[1],
                 w.ne[1] - row < rows ? w.ne[1] - row : rows, w.ne[0], p.columns, p.out, n, worker.local});
@@ -186,6 +197,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     step.arg.i64[A_BLOCK_ROWS] = rows;
     step.arg.i64[A_BLOCK_COLUMNS] = columns;
     step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;
+    set_grain(step, few, builder.n_workers());
     builder.need_local(LOCAL_NEEDED);
     builder.reads(w);
     reads_activations(builder, x, activations);
@@ -303,6 +315,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     step.arg.ptr[A_MANY] = reinterpret_cast<const void*>(engine.many);
     step.arg.i64[A_BLOCK_ROWS] = rows;
     step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;
+    set_grain(step, true, builder.n_workers());
     builder.need_local(LOCAL_NEEDED);
     builder.reads(w);
     builder.reads(ids);

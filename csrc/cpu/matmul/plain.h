@@ -26,6 +26,25 @@ struct WeightBF16 {
     static inline float get(const uint16_t* p) { return bf16_to_f32(*p); }
 };
 
+// The sums of the lanes of four vectors. Short rows (keys of a cache) spend as long here as in their dot products.
+static inline void vwrite_sums(float* to, vf a, vf b, vf c, vf d) {
+#if defined(__AVX512F__)
+    const vf v[4] = {a, b, c, d};
+    __m128 quarter[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m256 half =
+            _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), _mm512_extractf32x8_ps((__m512)v[i], 1));
+        quarter[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+    _mm_storeu_ps(to, _mm_hadd_ps(_mm_hadd_ps(quarter[0], quarter[1]), _mm_hadd_ps(quarter[2], quarter[3])));
+#else
+    to[0] = vsum(a);
+    to[1] = vsum(b);
+    to[2] = vsum(c);
+    to[3] = vsum(d);
+#endif
+}
+
 // Floor: the bytes of the rows over memory bandwidth.
 template <class W, int NR, int NC>
 static inline void dot_plain(const Product& p, int64_t row, const float* const* columns, float* const* out) {
@@ -45,12 +64,18 @@ static inline void dot_plain(const Product& p, int64_t row, const float* const* 
             for (int c = 0; c < NC; ++c) acc[r][c] += x * a[c];
         }
     }
-    for (int r = 0; r < NR; ++r)
-        for (int c = 0; c < NC; ++c) {
-            float s = vsum(acc[r][c]);
-            for (int64_t j = i; j < p.k; ++j) s += W::get(w[r] + j) * columns[c][j];
-            out[c][row + r] = s;
+    for (int c = 0; c < NC; ++c) {
+        float sums[NR];
+        if constexpr (NR == 4) {
+            vwrite_sums(sums, acc[0][c], acc[1][c], acc[2][c], acc[3][c]);
+        } else {
+            for (int r = 0; r < NR; ++r) sums[r] = vsum(acc[r][c]);
         }
+        for (int r = 0; r < NR; ++r) {
+            for (int64_t j = i; j < p.k; ++j) sums[r] += W::get(w[r] + j) * columns[c][j];
+            out[c][row + r] = sums[r];
+        }
+    }
 }
 
 template <class W, int NR, int NC>
