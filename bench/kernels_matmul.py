@@ -1,8 +1,8 @@
 """Measure matrix products per weight type: decode against memory bandwidth, prefill in multiply-adds a second.
 
-Decode runs products over distinct weights that are far larger than the caches. The floors beside them are measured in the same
-run: reading memory on the same number of threads, and NumPy's f32 product. Every figure is the median of several rounds, and the
-types take turns, so that other load on the machine meets all of them.
+Decode runs products over distinct weights that are far larger than the caches. The floors beside them are measured in
+the same run, in turns with the products: reading memory on the same number of threads, and NumPy's f32 product. Every
+figure is the median of several rounds.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ def read_memory(x: np.ndarray, threads: int) -> None:
         worker.join()
 
 
-def product_runs(bench: Bench, type_name: str, m: int, k: int, n: int, total: int) -> tuple[Callable[[], object], int]:
-    """Return a run over distinct matrices of together about `total` bytes, and how many they are."""
+def product_runs(
+    bench: Bench, type_name: str, shape: tuple[int, int, int], total: int
+) -> tuple[Callable[[], object], int]:
+    """Return a run over distinct matrices of together about `total` bytes, and how many they are; shape is (m, k, n)."""
+    m, k, n = shape
     rng = np.random.default_rng(7)
     count = max(1, total // TYPE_BY_NAME[type_name].row_bytes(m * k))
     data, _ = weights(rng, type_name, (m, k))
@@ -70,7 +73,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, nargs="+", default=[1, 4, 8, 32, 512])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mib", type=int, default=160, help="weights that decode runs over")
-    parser.add_argument("--cpu", action="store_true", help="measure processor time: steadier on a machine with other load")
+    parser.add_argument("--cpu", action="store_true", help="processor time: steadier beside other load")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     cpu_threads = args.threads if args.cpu else 0
@@ -88,7 +91,7 @@ def main() -> None:
             few = n <= 8
             total = args.mib << 20 if few else 1
             bench = Bench(device, total + 4 * (args.rows + args.k) * 600 * 3 + 8 * args.rows * args.k)
-            run, count = product_runs(bench, type_name, args.rows, args.k, n, total)
+            run, count = product_runs(bench, type_name, (args.rows, args.k, n), total)
             size = TYPE_BY_NAME[type_name].row_bytes(args.rows * args.k) if n == 1 else args.rows * args.k * n
             run()
             for name, (call, _) in calls.items():

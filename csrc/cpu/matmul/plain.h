@@ -52,8 +52,11 @@ static inline void dot_plain(const Product& p, int64_t row, const float* const* 
     const typename W::Element* w[NR];
     for (int r = 0; r < NR; ++r)
         w[r] = reinterpret_cast<const typename W::Element*>(p.weights + (row + r) * p.row_bytes);
+    constexpr int STEP = NR * VL * (int)sizeof(typename W::Element);  // bytes of an iteration
+    const uint8_t* next = p.weights + (row + NR) * p.row_bytes;
     int64_t i = 0;
-    for (; i + VL <= p.k; i += VL) {
+    for (; i + VL <= p.k; i += VL, next += STEP) {
+        prefetch<STEP>(next);
         vf a[NC];
 #pragma GCC unroll 4
         for (int c = 0; c < NC; ++c) a[c] = vload(columns[c] + i);
@@ -117,7 +120,10 @@ struct PlainPanel {
             for (; i + VL <= n; i += VL) {
                 vf x[VL];
 #pragma GCC unroll 16
-                for (int lane = 0; lane < VL; ++lane) x[lane] = W::load(from[lane] + i);
+                for (int lane = 0; lane < VL; ++lane) {
+                    __builtin_prefetch(from[lane] + i + STEP, 0, 2);  // the next slice
+                    x[lane] = W::load(from[lane] + i);
+                }
                 transpose_square(x);
 #pragma GCC unroll 16
                 for (int j = 0; j < VL; ++j) vstore(to + (i + j) * PANEL_ROWS + v * VL, x[j]);

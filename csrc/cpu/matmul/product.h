@@ -53,6 +53,15 @@ constexpr int64_t SCALE_BYTES = 512 / 16 * PANEL_ROWS * 4;
 constexpr int64_t ROWS_BYTES = VL * 256;
 constexpr int64_t LOCAL_BYTES = TILE_BYTES + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES + PADDED_COLUMNS * 8;
 
+// Ask for bytes that are needed soon. Several rows in flight are several short streams, which the processor's own
+// prefetching does not follow: without this, rows come at a third of the memory's bandwidth. To the second level: it
+// has more lines on their way than the first.
+template <int BYTES>
+static inline void prefetch(const uint8_t* p) {
+#pragma GCC unroll 8
+    for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
 // Exchange rows and columns of VL vectors of VL lanes: log2(VL) rounds of exchanging squares.
 template <int S, class V>
 static inline void exchange(V* x) {

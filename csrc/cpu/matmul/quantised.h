@@ -71,6 +71,8 @@ static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l
 #pragma GCC unroll 4
         for (int r = 0; r < NR; ++r) {
             const uint8_t* group = w + r * p.row_bytes + g * T::GROUP_BYTES;
+            // In the order of memory, as far ahead as one block of rows.
+            prefetch<T::GROUP_BYTES>(w + NR * p.row_bytes + (g * NR + r) * T::GROUP_BYTES);
             bv u[REGISTERS];
             T::unpack(group, u);
             if constexpr (T::INTEGER) {
@@ -157,6 +159,7 @@ struct QuantPanel {
                         continue;
                     }
                     const uint8_t* from = p.weights + row * p.row_bytes + (k0 + g) / (T::SMALL ? QK : GROUP) * T::BLOCK;
+                    prefetch<T::GROUP_BYTES>(from + STEP / GROUP * T::GROUP_BYTES);  // the next slice
                     unpack_row(from, pieces, rows + lane * GROUP, s_to, m_to);
                 }
                 transpose(rows, 8 * pieces, panel + g * PANEL_ROWS + v * VL * 4);
