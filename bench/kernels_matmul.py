@@ -48,7 +48,7 @@ def read_memory(x: np.ndarray, threads: int) -> None:
 def product_runs(
     bench: Bench, type_name: str, shape: tuple[int, int, int], total: int
 ) -> tuple[Callable[[], object], int]:
-    """Return a run over distinct matrices of together about `total` bytes, and how many they are; shape is (m, k, n)."""
+    """Return a run over distinct matrices of together about `total` bytes, and their number; shape is (m, k, n)."""
     m, k, n = shape
     rng = np.random.default_rng(7)
     count = max(1, total // TYPE_BY_NAME[type_name].row_bytes(m * k))

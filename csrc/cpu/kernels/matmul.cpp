@@ -34,13 +34,12 @@ bool run_activations(const Step& step, int64_t begin, int64_t end, Worker& worke
         const int64_t i1 = row % x.ne[1], i2 = row / x.ne[1] % x.ne[2], i3 = row / (x.ne[1] * x.ne[2]);
         const uint8_t* from = x.data + i * x.nb[0] + i1 * x.nb[1] + i2 * x.nb[2] + i3 * x.nb[3];
         const float* elements = copy;
-        if (x.type == TYPE_F16) {
-            for (int64_t j = 0; j < n; ++j)
-                copy[j] = f16_to_f32(*reinterpret_cast<const uint16_t*>(from + j * x.nb[0]));
-        } else if (x.nb[0] != 4) {
-            for (int64_t j = 0; j < n; ++j) copy[j] = *reinterpret_cast<const float*>(from + j * x.nb[0]);
-        } else {
+        if (x.type == TYPE_F32) {
             elements = reinterpret_cast<const float*>(from);
+        } else {
+            const uint16_t* narrow = reinterpret_cast<const uint16_t*>(from);
+            for (int64_t j = 0; j < n; ++j)
+                copy[j] = x.type == TYPE_F16 ? f16_to_f32(narrow[j]) : bf16_to_f32(narrow[j]);
         }
         write_column(format, layout, elements, i, n, worker.shared + step.offset[0] + row * layout.stride);
     }
@@ -48,9 +47,7 @@ bool run_activations(const Step& step, int64_t begin, int64_t end, Worker& worke
 }
 
 // Floats that need no rounding are read where they are.
-bool reads_in_place(const Tensor& x, ActFormat format) {
-    return format == ACT_F32 && x.type == TYPE_F32 && x.nb[0] == 4;
-}
+bool reads_in_place(const Tensor& x, ActFormat format) { return format == ACT_F32 && x.type == TYPE_F32; }
 
 // The record of row (i1, i2, i3) of the activations `x`, in scratch at `offset` or (offset < 0) in place.
 const uint8_t* column(const Tensor& x, const uint8_t* records, int64_t stride, int64_t i1, int64_t i2, int64_t i3) {
@@ -161,16 +158,15 @@ bool run_mul_mat(const Step& step, int64_t begin, int64_t end, Worker& worker) {
 
 bool types_fit(PlanBuilder& builder, const Tensor& node, Engine* engine) {
     const Tensor &w = *node.src[0], &x = *node.src[1];
-    if (node.type != TYPE_F32 || (x.type != TYPE_F32 && x.type != TYPE_F16) || !find_engine(w.type, engine))
+    if (node.type != TYPE_F32 || (x.type != TYPE_F32 && x.type != TYPE_F16 && x.type != TYPE_BF16) ||
+        !find_engine(w.type, engine))
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(w.type)->name, type_traits(x.type)->name,
                                    type_traits(node.type)->name);
-    if (!rows_contiguous(w) || node.nb[0] != 4)
-        return builder.unsupported(node, "weights or results whose rows are not contiguous");
     return true;
 }
 
-// Relies on: w.ne[0] = x.ne[0], a whole number of blocks; x.ne[2], x.ne[3] multiples of w's; node = [w.ne[1], x.ne[1],
-// x.ne[2], x.ne[3]].
+// Relies on: rows of all contiguous; w.ne[0] = x.ne[0], a whole number of blocks; x.ne[2], x.ne[3] multiples of w's;
+// node = [w.ne[1], x.ne[1], x.ne[2], x.ne[3]].
 bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     Engine engine;
     if (!types_fit(builder, node, &engine)) return false;
@@ -282,8 +278,8 @@ bool run_experts(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     return true;
 }
 
-// Relies on: src = {w [k, m, n_experts], x [k, 1 or a divisor of n_slots, n_tokens], ids i32 [n_slots, n_tokens]}, node
-// = [m, n_slots, n_tokens]; fourth dimensions of 1.
+// Relies on: rows of all contiguous; src = {w [k, m, n_experts], x [k, 1 or a divisor of n_slots, n_tokens], ids i32
+// [n_slots, n_tokens]}, node = [m, n_slots, n_tokens]; fourth dimensions of 1.
 bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     Engine engine;
     if (!types_fit(builder, node, &engine)) return false;
