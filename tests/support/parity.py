@@ -1,8 +1,8 @@
 """Compute the nodes of recorded graphs one by one on a stock server and on ours, both with the same inputs.
 
 Both servers are sent every message of a recorded conversation. A graph is sent once for each of its nodes, with the
-COMPUTE flag on that node alone; then both results are read and compared, and stock's is written into our server's memory.
-So an error is that of one kernel, and never one that grew over the nodes before.
+COMPUTE flag on that node alone; then both results are read and compared, and stock's is written into our server's
+memory. So an error is that of one kernel, and never one that grew over the nodes before.
 
 From the command line, with the endpoints of two fresh servers: `python -m tests.support.parity STOCK OURS CAPTURE...`
 prints the worst error of each op and combination of types.
@@ -98,10 +98,8 @@ def records(dialect: dialects.Dialect, graph: bytes) -> tuple[list[Tensor], dict
 def label(t: Tensor) -> str:
     """Return the name of a node's op; UNARY and GLU with their kind."""
     name = OP_BY_ID[t.op].name
-    (kind,) = struct.unpack_from("<i", t.params)
-    if name == "UNARY":
-        return UnaryKind(kind).name
-    return GluKind(kind).name if name == "GLU" else name
+    kinds = {"UNARY": UnaryKind, "GLU": GluKind}
+    return kinds[name](*struct.unpack_from("<i", t.params)).name if name in kinds else name
 
 
 def signature(t: Tensor) -> str:
@@ -187,7 +185,7 @@ class Lockstep:
         for node in nodes:
             struct.pack_into("<i", quiet, places[node.id] + flags_at, node.flags & ~TensorFlag.COMPUTE)
         self.n_graphs += 1
-        stock, ours = self.pair
+        _stock, ours = self.pair
         for node in nodes:
             if not node.flags & TensorFlag.COMPUTE or OP_BY_ID[node.op].is_noop or 0 in node.ne:
                 continue

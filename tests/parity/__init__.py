@@ -1,0 +1,1 @@
+"""Our kernels against those of the stock library."""

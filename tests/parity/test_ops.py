@@ -1,0 +1,156 @@
+"""Single nodes with random sources, computed by stock's kernels and by ours."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ggml_rpc.spec.ops import OP_BY_ID
+from tests.graph.examples import EXAMPLES, Example, words
+from tests.ops.test_matmul import TYPES
+from tests.parity.conftest import Servers
+from tests.parity.contents import contents
+from tests.support.parity import Deviation, compare
+from tests.support.rawclient import RawClient
+from tests.support.wiretensor import Arena, Tensor
+
+pytestmark = pytest.mark.peer
+
+BUFFER_BYTES = 16 << 20
+# Ops without a kernel here, which the connection's end tells.
+_NOT_HERE = """
+ADD_REL_POS COL2IM_1D CONV_2D CONV_2D_DW CONV_3D CONV_TRANSPOSE_1D CONV_TRANSPOSE_2D DIAG DSV4_HC_COMB DSV4_HC_POST
+DSV4_HC_PRE GATED_DELTA_NET GATED_LINEAR_ATTN GET_REL_POS GET_ROWS_BACK IM2COL IM2COL_3D LIGHTNING_INDEXER OUT_PROD
+PAD_REFLECT_1D POOL_1D POOL_2D REPEAT_BACK RMS_NORM_BACK ROLL RWKV_WKV6 RWKV_WKV7 SILU_BACK SOFT_MAX_BACK SOLVE_TRI
+SSM_CONV SSM_SCAN TIMESTEP_EMBEDDING TRI UPSCALE WIN_PART WIN_UNPART
+"""
+NOT_HERE = frozenset(_NOT_HERE.split())
+TYPE_NOT_HERE = {"ADD-quantised"}
+# These take f32 alone there; and COUNT_EQUAL finds the wrong rows of more than two dimensions.
+NOT_IN_STOCK = {"GLU-SWIGLU_OAI", "GLU-SWIGLU_CLAMP", "COUNT_EQUAL"}
+COMMON = [e for e in EXAMPLES if e.op not in NOT_HERE and e.id not in TYPE_NOT_HERE | NOT_IN_STOCK]
+MISSING = [e for e in EXAMPLES if e.op in NOT_HERE or e.id in TYPE_NOT_HERE]
+
+Build = Callable[[Arena], Tensor]
+Hold = Callable[[list[Deviation]], None]
+
+
+def result(endpoint: str, build: Build, name: str) -> tuple[Tensor, bytes]:
+    """Compute a node on a server, its sources filled with random numbers seeded by a name; return its bytes too."""
+    with RawClient(endpoint, timeout=5.0) as client:
+        buffer = client.alloc(BUFFER_BYTES)
+        client.clear(buffer.handle)
+        node = build(Arena(buffer.handle, buffer.base, buffer.size))
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        for slot, source in enumerate(node.src):
+            if source is not None and source is not node:
+                client.set(source, contents(node, slot, rng))
+        client.compute([node])
+        return node, client.get(node)
+
+
+def both(servers: Servers, build: Build, name: str) -> Deviation:
+    """Compute a node on both servers and compare."""
+    node, stock = result(servers.stock, build, name)
+    _, ours = result(servers.ours, build, name)
+    if OP_BY_ID[node.op].name == "TOP_K":  # the order of the indices is not part of the op
+        stock, ours = (np.sort(np.frombuffer(x, "<i4").reshape(-1, node.ne[0])).tobytes() for x in (stock, ours))
+    return compare(node, ours, stock, name)
+
+
+def product(op: str, type_name: str, k: int, rows: int, n: int) -> Build:
+    """Return a product of `rows` rows of a type with n columns, or such rows fetched by index."""
+
+    def build(a: Arena) -> Tensor:
+        if op == "GET_ROWS":
+            sources = [a.leaf(type_name, (k, rows)), a.leaf("I32", (n,))]
+            return a.node(op, "F32", (k, n), sources)
+        return a.node(op, "F32", (rows, n), [a.leaf(type_name, (k, rows)), a.leaf("F32", (k, n))])
+
+    return build
+
+
+@pytest.mark.parametrize("n", [1, 16])
+@pytest.mark.parametrize("type_name", TYPES)
+def test_products(servers: Servers, hold: Hold, type_name: str, n: int) -> None:
+    hold([both(servers, product("MUL_MAT", type_name, 1024, 96, n), f"MUL_MAT {type_name} {n}")])
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("type_name", TYPES)
+def test_experts(servers: Servers, hold: Hold, type_name: str, n: int) -> None:
+    def build(a: Arena) -> Tensor:
+        sources = [a.leaf(type_name, (512, 40, 8)), a.leaf("F32", (512, 1, n)), a.leaf("I32", (2, n))]
+        return a.node("MUL_MAT_ID", "F32", (40, 2, n), sources)
+
+    hold([both(servers, build, f"MUL_MAT_ID {type_name} {n}")])
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_rows(servers: Servers, hold: Hold, type_name: str) -> None:
+    hold([both(servers, product("GET_ROWS", type_name, 512, 33, 7), f"GET_ROWS {type_name}")])
+
+
+# What stock's CPU writes: rows of a quantised cache, and the f32, f16, bf16 among each other.
+WRITTEN = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
+
+
+@pytest.mark.parametrize("op", ["CPY", "SET_ROWS"])
+@pytest.mark.parametrize("type_name", WRITTEN)
+def test_written_rows(servers: Servers, hold: Hold, op: str, type_name: str) -> None:
+    def build(a: Arena) -> Tensor:
+        sources = [a.leaf("F32", (256, 24)), a.leaf("I64", (24,)), a.leaf(type_name, (256, 24))]
+        if op == "CPY":
+            del sources[1]
+        node = a.node(op, type_name, (256, 24), sources)
+        node.data, node.view_src = sources[-1].data, sources[-1]
+        return node
+
+    hold([both(servers, build, f"{op} {type_name}")])
+
+
+@pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q8_0"])
+def test_read_rows(servers: Servers, hold: Hold, type_name: str) -> None:
+    def build(a: Arena) -> Tensor:
+        node = a.node("CPY", "F32", (256, 24), [a.leaf(type_name, (256, 24)), a.leaf("F32", (256, 24))])
+        assert node.src[1] is not None
+        node.data, node.view_src = node.src[1].data, node.src[1]
+        return node
+
+    hold([both(servers, build, f"CPY {type_name} F32")])
+
+
+@pytest.mark.parametrize("n", [1, 5, 80])
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q4_0", "Q8_0"])
+def test_attention(servers: Servers, hold: Hold, type_name: str, n: int) -> None:
+    def build(a: Arena) -> Tensor:
+        sources = [
+            a.leaf("F32", (64, n, 8)),
+            a.leaf(type_name, (64, 256, 2)),
+            a.leaf(type_name, (64, 256, 2)),
+            a.leaf("F16", (256, n)),
+        ]
+        return a.node("FLASH_ATTN_EXT", "F32", (64, 8, n), sources, params=words(0.125, 0.0, 0.0, 10))
+
+    hold([both(servers, build, f"FLASH_ATTN_EXT {type_name} {n}")])
+
+
+def test_count_equal(servers: Servers, hold: Hold) -> None:
+    def build(a: Arena) -> Tensor:
+        return a.node("COUNT_EQUAL", "I64", (1,), [a.leaf("I32", (64, 50)), a.leaf("I32", (64, 50))])
+
+    hold([both(servers, build, "COUNT_EQUAL")])
+
+
+@pytest.mark.parametrize("example", COMMON, ids=lambda e: e.id)
+def test_examples(servers: Servers, hold: Hold, example: Example) -> None:
+    hold([both(servers, example.build, example.id)])
+
+
+@pytest.mark.parametrize("example", MISSING, ids=lambda e: e.id)
+def test_list_of_missing_kernels_is_true(servers: Servers, example: Example) -> None:
+    with pytest.raises(ConnectionError):
+        result(servers.ours, example.build, example.id)
