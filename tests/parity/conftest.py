@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from ggml_rpc.devices.cpu import levels
-from ggml_rpc.peers import Peer, prepare_peer
+from ggml_rpc.devices.cpu import ISA_VARIABLE, levels
+from ggml_rpc.peers import prepare_peer
 from ggml_rpc.peers.process import PATIENT, ServerProcess
 from tests.e2e.conftest import need
 from tests.parity.bounds import bound
@@ -45,19 +46,13 @@ class Servers:
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
     """Return both servers, ours at one instruction-set level."""
     peer = need("stock peer 8.0", lambda: prepare_peer("8.0"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GGML_RPC_ISA", request.param)
-        yield from run_both(peer)
-
-
-def run_both(peer: Peer) -> Iterator[Servers]:
-    """Run both servers."""
-    with running_server(proto="8.0.0", threads=2) as ours:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # read when the server starts; other suites must not see it
+            patch.setenv(ISA_VARIABLE, request.param)
+            ours = stack.enter_context(running_server(proto="8.0.0", threads=2))
         both = Servers(peer.driver_command(["serve"]), ours.endpoint)
-        try:
-            yield both
-        finally:
-            both.stop()
+        stack.callback(both.stop)
+        yield both
 
 
 @pytest.fixture
