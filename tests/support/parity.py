@@ -141,6 +141,34 @@ def covering(t: Tensor) -> Tensor:
     return tensor("I8", [t.nbytes()], buffer=t.buffer, data=t.data, name=t.name)
 
 
+def one_node_graphs(dialect: dialects.Dialect, graph: bytes) -> Iterator[tuple[Tensor, bytes]]:
+    """Yield each node that computes, in order, with a GRAPH_COMPUTE payload that computes it alone."""
+    nodes, _tensors, places = records(dialect, graph)
+    flags_at = dialect.record.offsets["flags"]
+    quiet = bytearray(graph)
+    if dialect.graph_uid:
+        quiet[4:12] = bytes(8)  # a graph without uid is not kept
+    for node in nodes:
+        struct.pack_into("<i", quiet, places[node.id] + flags_at, node.flags & ~TensorFlag.COMPUTE)
+    for node in nodes:
+        if node.flags & TensorFlag.COMPUTE and not OP_BY_ID[node.op].is_noop and 0 not in node.ne:
+            one = bytearray(quiet)
+            struct.pack_into("<i", one, places[node.id] + flags_at, node.flags)
+            yield node, bytes(one)
+
+
+def fetch(connection: Connection, t: Tensor) -> bytes:
+    """Return the bytes from the first to the last element of a recorded tensor."""
+    extent = covering(t)
+    return connection.call(Command.GET_TENSOR, extent.pack(connection.dialect) + struct.pack("<QQ", 0, extent.nbytes()))
+
+
+def store(connection: Connection, t: Tensor, data: bytes) -> None:
+    """Write the bytes from the first to the last element of a recorded tensor."""
+    flag = bytes(1) if connection.dialect.set_tensor_cache_flag else b""
+    connection.call(Command.SET_TENSOR, covering(t).pack(connection.dialect) + flag + bytes(8) + data)
+
+
 class Lockstep:
     """Two connections that are sent the same conversation, stock's first."""
 
@@ -177,31 +205,15 @@ class Lockstep:
 
     def single_nodes(self, graph: bytes) -> Iterator[Deviation]:
         """Compute the nodes of a graph one by one."""
-        nodes, _tensors, places = records(self.dialect, graph)
-        flags_at = self.dialect.record.offsets["flags"]
-        quiet = bytearray(graph)
-        if self.dialect.graph_uid:
-            quiet[4:12] = bytes(8)  # a graph without uid is not kept
-        for node in nodes:
-            struct.pack_into("<i", quiet, places[node.id] + flags_at, node.flags & ~TensorFlag.COMPUTE)
         self.n_graphs += 1
         _stock, ours = self.pair
-        for node in nodes:
-            if not node.flags & TensorFlag.COMPUTE or OP_BY_ID[node.op].is_noop or 0 in node.ne:
-                continue
-            one = bytearray(quiet)
-            struct.pack_into("<i", one, places[node.id] + flags_at, node.flags)
-            extent = covering(node)
-            record = extent.pack(self.dialect)
-            read = record + struct.pack("<QQ", 0, extent.nbytes())
+        for node, one in one_node_graphs(self.dialect, graph):
             results = []
             for connection in self.pair:
-                connection.call(Command.GRAPH_COMPUTE, bytes(one))
-                results.append(connection.call(Command.GET_TENSOR, read))
-            where = f"{self.capture.name} graph {self.n_graphs} {node.name}"
-            yield compare(node, results[1], results[0], where)
-            flag = bytes(1) if self.dialect.set_tensor_cache_flag else b""
-            ours.call(Command.SET_TENSOR, record + flag + bytes(8) + results[0])
+                connection.call(Command.GRAPH_COMPUTE, one)
+                results.append(fetch(connection, node))
+            yield compare(node, results[1], results[0], f"{self.capture.name} graph {self.n_graphs} {node.name}")
+            store(ours, node, results[0])
 
 
 def walk(stock: str, ours: str, capture: Capture) -> Iterator[Deviation]:
