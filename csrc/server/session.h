@@ -21,6 +21,7 @@ struct SessionConfig {
     std::vector<Device*> devices;
     uint64_t max_buffers;
     uint64_t max_stored_graph_bytes;
+    uint64_t max_compiled_graph_bytes;  // beyond it the plans least recently run go back to their compact form
     int64_t hello_deadline_ns;
     bool cache;                              // tell the owner of tensors to keep
     void (*trace)(void*, const char* line);  // nullptr, or called with a line for each command
@@ -87,10 +88,12 @@ class Session {
         uint64_t offset, length;
     };
     struct Stored {
-        Plan* plan = nullptr;
+        Plan* plan = nullptr;  // nullptr: compiled again from `packed` when it is run; neither: a buffer was freed
+        std::vector<uint8_t> packed;   // the request in compact form
         std::vector<Buffer*> buffers;  // that the graph names
         uint64_t last_run = 0;
-        uint64_t bytes = 0;
+        uint64_t used = 0;   // when it was run, in graphs of the session
+        uint64_t bytes = 0;  // of the plan
     };
     struct Line {  // of work on one device
         Queue* queue = nullptr;
@@ -140,6 +143,10 @@ class Session {
     bool finish(uint32_t device, uint64_t number, Error* err);
     bool runs_succeed(Error* err);                  // so far, without waiting
     bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
+    Graph* parse(const std::vector<uint8_t>& payload, Error* err) const;
+    bool compile(uint32_t device, Graph* graph, Stored* stored, Error* err);
+    bool shrink(const Stored* keep, Error* err);
+    void drop_plan(uint32_t device, Stored* stored);
     void drop(uint32_t device, Stored* stored);
     void drop_all(uint32_t device);
     void trace(const char* format, ...) __attribute__((format(printf, 2, 3)));
@@ -159,7 +166,8 @@ class Session {
     std::vector<Line> lines_;
     uint64_t next_base_;
     uint64_t held_bytes_ = 0;
-    uint64_t stored_bytes_ = 0;
+    uint64_t compiled_bytes_ = 0;
+    uint64_t packed_bytes_ = 0;
     SessionStats stats_ = {};
 };
 

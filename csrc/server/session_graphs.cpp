@@ -3,6 +3,7 @@
 #include <cinttypes>
 
 #include "server/session.h"
+#include "wire/pack.h"
 
 namespace ggr {
 
@@ -58,10 +59,17 @@ bool Session::runs_succeed(Error* err) {
 bool Session::settle(const Buffer& buffer, Error* err) { return finish(index_of(buffer.device), buffer.last_use, err); }
 
 // The plan must not be running: its buffers are settled or its queue is closed.
-void Session::drop(uint32_t device, Stored* stored) {
+void Session::drop_plan(uint32_t device, Stored* stored) {
     if (stored->plan == nullptr) return;
     config_.devices[device]->ops->free_plan(config_.devices[device], stored->plan);
-    stored_bytes_ -= stored->bytes;
+    compiled_bytes_ -= stored->bytes;
+    stored->plan = nullptr;
+    stored->bytes = 0;
+}
+
+void Session::drop(uint32_t device, Stored* stored) {
+    drop_plan(device, stored);
+    packed_bytes_ -= stored->packed.size();
     *stored = Stored();
 }
 
@@ -79,7 +87,43 @@ bool Session::submit(uint32_t device, Stored* stored, Error* err) {
     if (number == 0) return false;
     l.submitted = number;
     stored->last_run = number;
+    stored->used = stats_.graphs + stats_.recomputes;
     for (Buffer* buffer : stored->buffers) buffer->last_use = number;
+    return true;
+}
+
+Graph* Session::parse(const std::vector<uint8_t>& payload, Error* err) const {
+    // The lookup only reads the map; it is const-free because a device's lookups in general may not be.
+    const BufferLookup lookup = {find_buffer, const_cast<void*>(static_cast<const void*>(&buffers_))};
+    return parse_graph(dialect_, payload.data(), payload.size(), lookup, config_.devices.data(),
+                       static_cast<uint32_t>(config_.devices.size()), err);
+}
+
+bool Session::compile(uint32_t device, Graph* graph, Stored* stored, Error* err) {
+    Device* d = config_.devices[device];
+    stored->plan = d->ops->compile(d, graph, err);
+    if (stored->plan == nullptr) return false;
+    stored->bytes = d->ops->plan_bytes(stored->plan);
+    compiled_bytes_ += stored->bytes;
+    return true;
+}
+
+// Give back the plans least recently run, all but `keep`, until the rest fits.
+bool Session::shrink(const Stored* keep, Error* err) {
+    while (compiled_bytes_ > config_.max_compiled_graph_bytes) {
+        uint32_t device = 0;
+        Stored* oldest = nullptr;
+        for (uint32_t i = 0; i < lines_.size(); ++i)
+            for (auto& entry : lines_[i].by_uid) {
+                Stored* s = &entry.second;
+                if (s->plan == nullptr || s == keep || (oldest != nullptr && s->used >= oldest->used)) continue;
+                oldest = s;
+                device = i;
+            }
+        if (oldest == nullptr) return true;
+        if (!finish(device, oldest->last_run, err)) return false;
+        drop_plan(device, oldest);
+    }
     return true;
 }
 
@@ -90,8 +134,7 @@ bool Session::graph_compute(Error* err) {
         return err->fail(Code::protocol, "GRAPH_COMPUTE: a payload of %" PRIu64 " bytes, the limit is %" PRIu64,
                          length_, limit);
     if (!read_payload(length_, err)) return false;
-    Graph* graph = parse_graph(dialect_, payload_.data(), length_, {find_buffer, &buffers_}, config_.devices.data(),
-                               static_cast<uint32_t>(config_.devices.size()), err);
+    Graph* graph = parse(payload_, err);
     if (graph == nullptr) return false;
     const uint32_t device = graph->device;
     const uint64_t uid = graph->uid;
@@ -104,16 +147,17 @@ bool Session::graph_compute(Error* err) {
             std::find(stored.buffers.begin(), stored.buffers.end(), buffer) == stored.buffers.end())
             stored.buffers.push_back(buffer);
     }
-    Device* d = config_.devices[device];
-    stored.plan = d->ops->compile(d, graph, err);
-    if (stored.plan == nullptr) return false;
-    stored.bytes = d->ops->plan_bytes(stored.plan);
-    stored_bytes_ += stored.bytes;
+    if (!compile(device, graph, &stored, err)) return false;
+    const bool keyed = dialect_.graph_cache_max > 0 && uid != 0;
+    if (keyed) {
+        stored.packed = pack_payload(payload_, static_cast<size_t>(dialect_.tensor.bytes));
+        packed_bytes_ += stored.packed.size();
+    }
     Line* l = line(device, err);
     Stored* kept = nullptr;
     if (l != nullptr) {
         // Runs of what is about to be dropped must be over.
-        if (dialect_.graph_cache_max == 0 || uid == 0) {
+        if (!keyed) {
             if (finish(device, l->last.last_run, err)) {
                 drop(device, &l->last);
                 kept = &l->last;
@@ -137,12 +181,12 @@ bool Session::graph_compute(Error* err) {
         return false;
     }
     *kept = std::move(stored);
-    if (stored_bytes_ > config_.max_stored_graph_bytes)
+    if (packed_bytes_ > config_.max_stored_graph_bytes)
         return err->fail(Code::session,
                          "GRAPH_COMPUTE: the session's stored graphs take %" PRIu64 " bytes, the limit is %" PRIu64,
-                         stored_bytes_, config_.max_stored_graph_bytes);
+                         packed_bytes_, config_.max_stored_graph_bytes);
     ++stats_.graphs;
-    return submit(device, kept, err);
+    return submit(device, kept, err) && shrink(kept, err);
 }
 
 bool Session::graph_recompute(Error* err) {
@@ -160,10 +204,14 @@ bool Session::graph_recompute(Error* err) {
         const auto at = l.by_uid.find(uid);
         if (at != l.by_uid.end()) stored = &at->second;
     }
-    if (stored == nullptr || stored->plan == nullptr)
+    if (stored == nullptr || (stored->plan == nullptr && stored->packed.empty()))
         return err->fail(Code::session, "GRAPH_RECOMPUTE: device %u holds no graph with uid %" PRIu64, device, uid);
+    if (stored->plan == nullptr) {
+        Graph* graph = parse(unpack_payload(stored->packed, static_cast<size_t>(dialect_.tensor.bytes)), err);
+        if (graph == nullptr || !compile(device, graph, stored, err)) return false;
+    }
     ++stats_.recomputes;
-    return submit(device, stored, err);
+    return submit(device, stored, err) && shrink(stored, err);
 }
 
 }  // namespace ggr

@@ -258,7 +258,7 @@ constexpr int64_t BASE_CONGRUENCE = 128;
 constexpr int64_t BUFFER_SLACK = 512;
 constexpr int64_t MAX_GRAPH_NODES = 65536;
 constexpr int64_t MAX_GRAPH_TENSORS = 131072;
-constexpr int64_t MAX_STORED_GRAPH_BYTES = 2147483648;
+constexpr int64_t MAX_STORED_GRAPH_BYTES = 536870912;
 constexpr int64_t READ_CHUNK_BYTES = 1048576;
 constexpr int64_t MAX_TENSOR_BYTES = 4611686018427387904;
 

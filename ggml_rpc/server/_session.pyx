@@ -32,6 +32,7 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         vector[Device *] devices
         uint64_t max_buffers
         uint64_t max_stored_graph_bytes
+        uint64_t max_compiled_graph_bytes
         int64_t hello_deadline_ns
         cbool cache
         void (*trace)(void *, const char *) noexcept nogil
@@ -116,6 +117,7 @@ cdef class Session:
             config.devices.push_back(device.device)
         config.max_buffers = limits.MAX_BUFFERS_PER_SESSION
         config.max_stored_graph_bytes = limits.MAX_STORED_GRAPH_BYTES
+        config.max_compiled_graph_bytes = limits.MAX_COMPILED_GRAPH_BYTES
         config.hello_deadline_ns = monotonic_ns() + <int64_t> (hello_seconds * 1e9)
         config.cache = cache
         config.trace = NULL

@@ -43,8 +43,11 @@ MAX_BUFFERS_PER_SESSION: Final = 4096
 MAX_GRAPH_NODES: Final = 1 << 16
 MAX_GRAPH_TENSORS: Final = 1 << 17
 
-# Stored graphs: 1024 graphs of 6000 tensors at about 300 bytes are 1.8 GiB; more than this closes the session.
-MAX_STORED_GRAPH_BYTES: Final = 2 << 30
+# Stored graphs in compact form: 1024 graphs of 6000 tensors at about 70 bytes are 410 MiB; more than this closes the session.
+MAX_STORED_GRAPH_BYTES: Final = 1 << 29
+
+# Plans of stored graphs that stay ready to run; a plan takes about 600 bytes a tensor, so some dozens fit. Decoding repeats one.
+MAX_COMPILED_GRAPH_BYTES: Final = 16 << 20
 
 # A payload that is streamed into a buffer needs no cap of its own (the tensor bounds it). Everything else is read
 # into memory first, in pieces of at most this size, so that an announced length allocates nothing by itself.
