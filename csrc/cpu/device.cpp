@@ -44,8 +44,6 @@ struct CpuDevice {
 // Cache lines, and the widest vector load.
 constexpr uint64_t ALIGNMENT = 64;
 constexpr uint64_t PAGE = 4096;
-// From this size on huge pages save page faults and TLB misses.
-constexpr uint64_t HUGE_PAGE = uint64_t{2} << 20;
 // Never promise the last of the machine's memory.
 constexpr uint64_t RESERVE = uint64_t{64} << 20;
 
@@ -78,9 +76,8 @@ bool alloc(Device* d, uint64_t size, Buffer* out, Error* err) {
     if (p == MAP_FAILED)
         return err->fail(Code::memory, "ALLOC_BUFFER: the system refused %llu bytes",
                          static_cast<unsigned long long>(size));
-#ifdef MADV_HUGEPAGE
-    if (bytes >= HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
+    // Ordinary pages: asking for huge ones made the first touch of fresh memory wait for compaction (a load took twice
+    // as long) and gained nothing when weights were streamed.
     s.allocated += bytes;
     out->data = static_cast<uint8_t*>(p);
     out->size = size;
