@@ -28,7 +28,10 @@ TOLERANCE: dict[str, float] = {
 ROW_FACTOR = 20.0
 
 # Tests that need another bound say so here, with the reason; the number of overrides in use is printed after the run.
-OVERRIDES: dict[str, tuple[float, str]] = {}
+OVERRIDES: dict[str, tuple[float, str]] = {
+    "half_sums": (TOLERANCE["product_f16"], "F16 V, fewer than 64 queries: q and the sums over V in half, as in stock"),
+    "long_half_sums": (5e-5, "as half_sums, over more than 256 positions: each of them rounds once more"),
+}
 
 used_overrides: Counter[str] = Counter()
 

@@ -2,6 +2,7 @@
 // for all rows of a block. Floor: bytes of the live K and V rows over memory bandwidth.
 #pragma once
 
+#include "cpu/attention/half_sums.h"
 #include "cpu/attention/problem.h"
 #include "cpu/quants/dequant.h"
 
@@ -90,10 +91,10 @@ void dots(const float* q, int64_t ldq, const uint8_t* const* k, int64_t d, float
     for (int r = 0; r < R; ++r) vsum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * KV_TILE);
 }
 
-// out[r][0 .. B vectors) += sum over j of weights[r][j] * v[j][...], R rows.
-template <class F, int R, int B>
-void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t column,
-         const Ahead& ahead) {
+// out[r][0 .. B vectors) += sum over j of weights[r][j] * v[j][...], R rows. Half sums shrink and round on the way.
+template <class F, int R, int B, bool HALF>
+void mix(float* out, int64_t ldo, const float* weights, const Rises& rises, const uint8_t* const* v, int64_t n,
+         int64_t column, const Ahead& ahead) {
     using E = typename F::Element;
     vf sum[R][B];
 #pragma GCC unroll 4
@@ -103,6 +104,12 @@ void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v,
     for (int64_t j = 0; j < n; ++j) {
         const E* row = reinterpret_cast<const E*>(v[j]) + column;
         if (ahead.bytes > 0) prefetch_row(ahead.rows[j], ahead.bytes);
+        if (HALF && (rises.at >> j & 1) != 0) {
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+                for (int b = 0; b < B; ++b) sum[r][b] = round_f16(sum[r][b] * rises.shrink[r * KV_TILE + j]);
+        }
         vf value[B];
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) value[b] = F::load(row + b * VL);
@@ -110,7 +117,10 @@ void mix(float* out, int64_t ldo, const float* weights, const uint8_t* const* v,
         for (int r = 0; r < R; ++r) {
             const float w = weights[r * KV_TILE + j];
 #pragma GCC unroll 8
-            for (int b = 0; b < B; ++b) sum[r][b] += value[b] * w;
+            for (int b = 0; b < B; ++b) {
+                sum[r][b] += value[b] * w;
+                if (HALF) sum[r][b] = round_f16(sum[r][b]);
+            }
         }
     }
 #pragma GCC unroll 4
@@ -130,26 +140,30 @@ void score_rows(const float* q, int64_t ldq, const uint8_t* const* k, int64_t n,
     }
 }
 
-template <class F, int R>
-void mix_rows(float* out, int64_t ldo, const float* weights, const uint8_t* const* v, int64_t n, int64_t d,
-              Ahead ahead) {
+template <class F, int R, bool HALF>
+void mix_rows(float* out, int64_t ldo, const float* weights, const Rises& rises, const uint8_t* const* v, int64_t n,
+              int64_t d, Ahead ahead) {
     constexpr int WIDE = R == 1 ? 2 * KB : KB;  // one row alone needs more sums to hide the latency of adding
     int64_t i = 0;
     for (; i + WIDE * VL <= d; i += WIDE * VL) {
-        mix<F, R, WIDE>(out + i, ldo, weights, v, n, i, ahead);
+        mix<F, R, WIDE, HALF>(out + i, ldo, weights, rises, v, n, i, ahead);
         ahead = {};
     }
-    for (; i + VL <= d; i += VL) mix<F, R, 1>(out + i, ldo, weights, v, n, i, {});
+    for (; i + VL <= d; i += VL) mix<F, R, 1, HALF>(out + i, ldo, weights, rises, v, n, i, {});
     if (i == d) return;
     for (int64_t j = 0; j < n; ++j) {
         const vf value = load_tail<F>(reinterpret_cast<const typename F::Element*>(v[j]) + i, d - i);
-        for (int r = 0; r < R; ++r)
-            vstore(out + r * ldo + i, vload(out + r * ldo + i) + value * weights[r * KV_TILE + j]);
+        for (int r = 0; r < R; ++r) {
+            vf sum = vload(out + r * ldo + i);
+            if (HALF && (rises.at >> j & 1) != 0) sum = round_f16(sum * rises.shrink[r * KV_TILE + j]);
+            sum += value * weights[r * KV_TILE + j];
+            vstore(out + r * ldo + i, HALF ? round_f16(sum) : sum);
+        }
     }
 }
 
 using ScoreRows = void (*)(const float*, int64_t, const uint8_t* const*, int64_t, int64_t, float*, const Ahead&);
-using MixRows = void (*)(float*, int64_t, const float*, const uint8_t* const*, int64_t, int64_t, Ahead);
+using MixRows = void (*)(float*, int64_t, const float*, const Rises&, const uint8_t* const*, int64_t, int64_t, Ahead);
 
 // How rows of K or V are read: directly in a plain type, or turned into f32 first.
 template <class F>
@@ -161,19 +175,20 @@ static constexpr ScoreRows SCORE[RB] = {
     score_rows<F, 4>,
 #endif
 };
-template <class F>
+template <class F, bool HALF = false>
 static constexpr MixRows MIX[RB] = {
-    mix_rows<F, 1>,
-    mix_rows<F, 2>,
+    mix_rows<F, 1, HALF>,
+    mix_rows<F, 2, HALF>,
 #if defined(__AVX512F__)
-    mix_rows<F, 3>,
-    mix_rows<F, 4>,
+    mix_rows<F, 3, HALF>,
+    mix_rows<F, 4, HALF>,
 #endif
 };
 static inline const ScoreRows* score_for(int32_t type) {
     return type == TYPE_F16 ? SCORE<RowF16> : type == TYPE_BF16 ? SCORE<RowBF16> : SCORE<RowF32>;
 }
-static inline const MixRows* mix_for(int32_t type) {
+static inline const MixRows* mix_for(int32_t type, bool half_sums) {
+    if (half_sums) return MIX<RowF16, true>;
     return type == TYPE_F16 ? MIX<RowF16> : type == TYPE_BF16 ? MIX<RowBF16> : MIX<RowF32>;
 }
 
@@ -206,30 +221,30 @@ struct FewRows {
     }
 };
 
-// Turn scores into weights, with the running maximum and sum; earlier results shrink when the maximum grows.
-static inline void weigh_row(const Problem& p, const Item& item, const Visit& visit, int64_t r, float* scores,
-                             float* maximum, vf* sum, float* out, int64_t ldo) {
+// Turn products of q and k into scores, lanes past the visit's end into -inf; return the largest.
+static inline float finish_scores(const Problem& p, const Item& item, const Visit& visit, int64_t r, float* scores) {
     float mask[KV_TILE];
     if (visit.masked) mask_values(visit, item.row_mask[r], item.slope[r], mask);
+    for (int64_t j = visit.n; j < round_up(visit.n, VL); ++j) scores[j] = mask[j] = 0.0f;
     vf top = vf{} + MINUS_INF;
-    for (int64_t j = visit.n; j < round_up(visit.n, VL); ++j) {
-        scores[j] = MINUS_INF;
-        mask[j] = 0.0f;
-    }
     for (int64_t j = 0; j < visit.n; j += VL) {
-        vf s = vload(scores + j);
-        if (p.softcap != 0.0f) {
-            s = soft_cap(s, p.softcap);
-            if (j + VL > visit.n) {
-                vstore(scores + j, s);
-                s = load_tail<RowF32>(scores + j, visit.n - j, MINUS_INF);
-            }
-        }
+        vf s = vload(scores + j) * p.scale;
+        if (p.softcap != 0.0f) s = soft_cap(s, p.softcap);
         if (visit.masked) s += vload(mask + j);
+        if (j + VL > visit.n) {
+            vstore(scores + j, s);
+            s = load_tail<RowF32>(scores + j, visit.n - j, MINUS_INF);
+        }
         vstore(scores + j, s);
         top = vmax(s, top);
     }
-    const float visit_top = largest_lane(top), old = *maximum;
+    return largest_lane(top);
+}
+
+// Turn scores into weights, with the running maximum and sum; earlier results shrink when the maximum grows.
+static inline void weigh_row(const Visit& visit, float visit_top, float* scores, float* maximum, vf* sum, float* out,
+                             int64_t ldo) {
+    const float old = *maximum;
     const float m = visit_top > old ? visit_top : old, base = m == MINUS_INF ? 0.0f : m;
     vf total = {};
     for (int64_t j = 0; j < visit.n; j += VL) {
@@ -250,17 +265,20 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
     const int64_t dk = p.k.ne[0], dv = p.v.ne[0];
     Item item(p, index);
     const FewRows local(worker.local, dk, dv);
-    float maximum[FEW_ROWS], scores[FEW_ROWS * KV_TILE];
+    float maximum[FEW_ROWS], scores[FEW_ROWS * KV_TILE], shrink[FEW_ROWS * KV_TILE];
     vf sum[FEW_ROWS] = {};  // by lanes
     const uint8_t* rows[KV_TILE + KB];
     for (int64_t r = 0; r < item.n_rows; ++r) {
         const float* from = item.query_row(p, r);
-        for (int64_t i = 0; i < local.ldq; ++i) local.q[r * local.ldq + i] = i < dk ? from[i] * p.scale : 0.0f;
+        float* q = local.q + r * local.ldq;
+        for (int64_t i = 0; i < local.ldq; ++i) q[i] = i < dk ? from[i] : 0.0f;
+        if (p.half_sums && p.k.type == TYPE_F16)
+            for (int64_t i = 0; i < local.ldq; i += VL) vstore(q + i, round_f16(vload(q + i)));
         maximum[r] = MINUS_INF;
     }
     std::memset(local.out, 0, static_cast<size_t>(item.n_rows * local.ldo) * sizeof(float));
     const ScoreRows* score = score_for(p.k.type);
-    const MixRows* mixer = mix_for(p.v.type);
+    const MixRows* mixer = mix_for(p.v.type, p.half_sums);
     // While K is worked on, the V rows of the same positions are asked for; while V is, the K rows a visit further on
     // (where they will be if all are live).
     uintptr_t coming[KV_TILE];
@@ -281,15 +299,23 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
             score[n - 1](local.q + r * local.ldq, local.ldq, rows, visit.n, dk, scores + r * KV_TILE,
                          r == 0 ? Ahead{coming, bytes_v} : Ahead{});
         }
-        for (int64_t r = 0; r < item.n_rows; ++r)
-            weigh_row(p, item, visit, r, scores + r * KV_TILE, maximum + r, sum + r, local.out + r * local.ldo,
-                      local.ldo);
+        uint64_t rises = 0;
+        for (int64_t r = 0; r < item.n_rows; ++r) {
+            float* row = scores + r * KV_TILE;
+            const float top = finish_scores(p, item, visit, r, row);
+            if (p.half_sums && top > maximum[r])
+                rises |= weigh_in_order(visit, row, maximum + r, sum + r, shrink + r * KV_TILE);
+            else {
+                for (int64_t j = 0; p.half_sums && j < KV_TILE; ++j) shrink[r * KV_TILE + j] = 1.0f;
+                weigh_row(visit, top, row, maximum + r, sum + r, local.out + r * local.ldo, local.ldo);
+            }
+        }
         visit_rows(visit, p.v, item.v, local.converted, rows);
         come(visit, p.k, item.k, KV_TILE);
         for (int64_t r = 0; r < item.n_rows; r += RB) {
             const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
-            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, rows, visit.n, dv,
-                         r == 0 ? Ahead{coming, bytes_k} : Ahead{});
+            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, {rises, shrink + r * KV_TILE}, rows,
+                         visit.n, dv, r == 0 ? Ahead{coming, bytes_k} : Ahead{});
         }
     }
     for (int64_t r = 0; r < item.n_rows; ++r) {

@@ -18,7 +18,7 @@ constexpr int64_t FEW_ROWS = 8;   // groups of at most so many rows take the ker
 constexpr float MINUS_INF = -__builtin_inff();
 
 // Words of Step::arg.i64 (set by prepare) and of the op's parameters.
-enum : int { ARG_GROUP = 0, ARG_TILE = 1, ARG_SPLITS = 2, ARG_SPLIT_LENGTH = 3 };
+enum : int { ARG_GROUP = 0, ARG_TILE = 1, ARG_SPLITS = 2, ARG_SPLIT_LENGTH = 3, ARG_HALF_SUMS = 4 };
 enum : int { PARAM_SCALE = 0, PARAM_MAX_BIAS = 1, PARAM_SOFTCAP = 2, PARAM_PREC = 3 };
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -29,6 +29,7 @@ struct Problem {
     int64_t group, tile, n_splits, split_length;
     int64_t rows, n_tiles, n_groups;
     float scale, max_bias, softcap;
+    bool half_sums;
 
     explicit Problem(const Step& step)
         : dst(*step.dst),
@@ -46,7 +47,8 @@ struct Problem {
           n_groups(q.ne[2] / group),
           scale(param_f32(dst, PARAM_SCALE)),
           max_bias(param_f32(dst, PARAM_MAX_BIAS)),
-          softcap(param_f32(dst, PARAM_SOFTCAP)) {
+          softcap(param_f32(dst, PARAM_SOFTCAP)),
+          half_sums(step.arg.i64[ARG_HALF_SUMS] != 0) {
         if (softcap != 0.0f) scale /= softcap;
     }
     float* out_row(int64_t query, int64_t head, int64_t batch) const {

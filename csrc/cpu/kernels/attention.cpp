@@ -1,5 +1,6 @@
 // FLASH_ATTN_EXT: out = softmax(cap(q k^T * scale) + slope * mask) v, without the score matrix in memory. q is f32, K
-// and V of any type that can be turned into f32, each; all arithmetic is in f32 whatever precision the node asks for.
+// and V of any type that can be turned into f32, each. Arithmetic is in f32 whatever precision the node asks for, save
+// that F16 V and few queries are summed up in half, as stock does (half_sums.h).
 //
 // Long KV ranges with too few heads to occupy all workers are split; a second step then joins the parts.
 #include "cpu/attention/few_rows.h"
@@ -97,16 +98,21 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     const Tensor &q = *node.src[0], &k = *node.src[1], &v = *node.src[2];
     const int64_t n_kv = k.ne[1], dk = k.ne[0], dv = v.ne[0];
     const int64_t group = common_divisor(q.ne[2] / k.ne[2], q.ne[2] / v.ne[2]), rows = group * q.ne[1];
-    const bool few = rows <= FEW_ROWS;
-    const int64_t tile = few ? FEW_ROWS : ROW_TILE;
-    const int64_t n_units = q.ne[3] * (q.ne[2] / group) * ((rows + tile - 1) / tile);
+    const bool half_sums = v.type == TYPE_F16 && q.ne[1] < HALF_SUMS_BELOW;
+    const bool few = rows <= FEW_ROWS || half_sums;
+    // Half sums depend on where they start, so they are split only where stock does it too: into one part a thread.
+    const bool may_split = !half_sums || (q.ne[1] == 1 && q.ne[3] == 1 && n_kv >= 512);
+    const int64_t wanted = ITEMS_PER_WORKER * builder.n_workers(), n_groups = q.ne[3] * (q.ne[2] / group);
+    int64_t tile = few ? FEW_ROWS : ROW_TILE;
+    const auto units = [&] { return n_groups * ((rows + tile - 1) / tile); };
+    while (!may_split && builder.n_workers() > 1 && tile > 1 && units() < wanted) tile /= 2;
+    const int64_t n_units = units();
     const int64_t n_rows = q.ne[1] * q.ne[2] * q.ne[3];
     // Multiply-adds are four times as fast as what work counts. In f64: the product of hostile sizes may not fit.
     const double operations = (double)n_rows * (double)n_kv * (double)(dk + dv) / 4.0;
     const int64_t work = operations < 1e18 ? (int64_t)operations : int64_t{1000000000000000000};
-    const int64_t wanted = ITEMS_PER_WORKER * builder.n_workers();
     int64_t split_length = n_kv > 0 ? n_kv : 1;
-    if (builder.n_workers() > 1 && n_units < wanted && work >= MIN_SPLIT_WORK) {
+    if (may_split && builder.n_workers() > 1 && n_units < wanted && work >= MIN_SPLIT_WORK) {
         const int64_t parts = (wanted + n_units - 1) / n_units, length = round_up((n_kv + parts - 1) / parts, KV_TILE);
         split_length = length < MIN_SPLIT ? MIN_SPLIT : length;
     }
@@ -121,6 +127,7 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
         step.arg.i64[ARG_TILE] = tile;
         step.arg.i64[ARG_SPLITS] = n_splits;
         step.arg.i64[ARG_SPLIT_LENGTH] = split_length;
+        step.arg.i64[ARG_HALF_SUMS] = half_sums;
         step.offset[0] = offset;
     };
     const Step::Fn fn = few ? run<attend_few_rows> : run<attend_many_rows>;
