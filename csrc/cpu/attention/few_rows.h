@@ -314,8 +314,8 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
         come(visit, p.k, item.k, KV_TILE);
         for (int64_t r = 0; r < item.n_rows; r += RB) {
             const int64_t n = item.n_rows - r < RB ? item.n_rows - r : RB;
-            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, {rises, shrink + r * KV_TILE}, rows,
-                         visit.n, dv, r == 0 ? Ahead{coming, bytes_k} : Ahead{});
+            mixer[n - 1](local.out + r * local.ldo, local.ldo, scores + r * KV_TILE, {rises, shrink + r * KV_TILE},
+                         rows, visit.n, dv, r == 0 ? Ahead{coming, bytes_k} : Ahead{});
         }
     }
     for (int64_t r = 0; r < item.n_rows; ++r) {
