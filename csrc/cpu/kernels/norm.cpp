@@ -25,8 +25,12 @@ inline Affine measure(const uint8_t* x, int64_t stride, int64_t n, float eps) {
         return {mean, static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)))};
     }
     const double squares = sum_row<Square>(x, stride, n);
-    if (KIND == ROOT_MEAN_SQUARE)  // rounded to f32 in the places where stock does it
-        return {0.0f, 1.0f / __builtin_sqrtf(static_cast<float>(squares / count) + eps)};
+    if (KIND == ROOT_MEAN_SQUARE) {
+        const double mean = squares / count;
+        if (mean > 1e-30 && mean < 1e30)  // rounded to f32 in the places where stock does it
+            return {0.0f, 1.0f / __builtin_sqrtf(static_cast<float>(mean) + eps)};
+        return {0.0f, static_cast<float>(1.0 / __builtin_sqrt(mean + static_cast<double>(eps)))};
+    }
     const double length = __builtin_sqrt(squares), least = static_cast<double>(eps);
     return {0.0f, static_cast<float>(1.0 / (length > least ? length : least))};
 }
