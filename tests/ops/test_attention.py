@@ -305,12 +305,11 @@ def half_sums(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, sca
 
 
 @pytest.mark.parametrize("n_q", [1, 3, 9, 63])
-@pytest.mark.parametrize(("n_head", "n_kv", "d"), [(1, 1, 16), (1, 500, 64), (3, 511, 72), (4, 130, 256), (8, 90, 33)])
+@pytest.mark.parametrize("sizes", [(1, 1, 16), (1, 500, 64), (3, 511, 72), (4, 130, 256), (8, 90, 33)])
 @pytest.mark.parametrize("size", [1.0, 1e-5])
-def test_half_sums(
-    bench: Bench, rng: np.random.Generator, n_q: int, n_head: int, n_kv: int, d: int, size: float
-) -> None:
+def test_half_sums(bench: Bench, rng: np.random.Generator, n_q: int, sizes: tuple[int, int, int], size: float) -> None:
     """With F16 K and V and few queries every step is rounded as stock does, sums of subnormal halves too."""
+    n_head, n_kv, d = sizes
     q = queries(rng, 1, n_head, n_q, d) * 3
     k = rng.standard_normal((1, 1, n_kv, d)).astype(np.float16)
     v = (rng.standard_normal((1, 1, n_kv, d)) * size).astype(np.float16)
