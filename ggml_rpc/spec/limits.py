@@ -43,10 +43,12 @@ MAX_BUFFERS_PER_SESSION: Final = 4096
 MAX_GRAPH_NODES: Final = 1 << 16
 MAX_GRAPH_TENSORS: Final = 1 << 17
 
-# Stored graphs in compact form: 1024 graphs of 6000 tensors at about 70 bytes are 410 MiB; more than this closes the session.
+# Stored graphs in compact form: 1024 graphs of 6000 tensors at about 70 bytes are 410 MiB; more than this closes the
+# session.
 MAX_STORED_GRAPH_BYTES: Final = 1 << 29
 
-# Plans of stored graphs that stay ready to run; a plan takes about 600 bytes a tensor, so some dozens fit. Decoding repeats one.
+# Plans of stored graphs that stay ready to run; a plan takes about 600 bytes a tensor, so some dozens fit. Decoding
+# repeats one.
 MAX_COMPILED_GRAPH_BYTES: Final = 16 << 20
 
 # A payload that is streamed into a buffer needs no cap of its own (the tensor bounds it). Everything else is read
