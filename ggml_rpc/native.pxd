@@ -79,6 +79,14 @@ cdef extern from "wire/dialect.h" namespace "ggr" nogil:
         int32_t n_src
         int32_t n_name
 
+    const int MAX_ENUM_VALUE
+    const int MAX_ENUM_PARAMS
+
+    cdef cppclass EnumParam:
+        int32_t op, word
+        uint32_t mask
+        int32_t table
+
     cdef cppclass DialectTable:
         char[48] name
         TensorLayout tensor
@@ -86,9 +94,10 @@ cdef extern from "wire/dialect.h" namespace "ggr" nogil:
         int64_t[23] request_bytes
         uint8_t[23] reply
         int32_t[256] op_of
-        int32_t[64] unary_of
-        int32_t[32] glu_of
         int32_t[512] type_of
+        int32_t[8][64] enum_of
+        EnumParam[32] enum_params
+        int32_t n_enum_params
         int32_t set_tensor_flag
         int32_t set_tensor_offset
         int32_t set_tensor_header
@@ -97,11 +106,16 @@ cdef extern from "wire/dialect.h" namespace "ggr" nogil:
         int32_t graph_n_nodes
         int32_t recompute_device
         int32_t recompute_uid
+        int32_t recompute_offsets
         int32_t graph_cache_max
         bint device_field
         bint alloc_size_has_srcs
         bint compute_flag
         bint cache_by_flag
+        bint graph_status
+        bint keeps_graph
+        bint kv_bound
+        bint ik_meaning
 
 
 cdef extern from "graph/graph.h" namespace "ggr" nogil:

@@ -92,6 +92,8 @@ struct TypeTraits {
     int32_t block;  // elements per block
     int32_t bytes;  // bytes per block
     bool quantized;
+    int32_t row_meta;   // extra bytes at the start of every row
+    int32_t row_group;  // rows interleaved in one run of memory
 };
 
 struct OpTraits {
@@ -135,7 +137,9 @@ def tables_source() -> str:
     lines.append(f"constexpr TypeTraits kTypes[{types.TYPE_COUNT}] = {{")
     for i in range(types.TYPE_COUNT):
         t = types.TYPE_BY_ID.get(i)
-        row = f'{{"{t.name}", {t.block}, {t.bytes}, {_flag(t.is_quantized)}}}' if t else "{nullptr, 0, 0, false}"
+        row = "{nullptr, 0, 0, false, 0, 0}"
+        if t is not None:
+            row = f'{{"{t.name}", {t.block}, {t.bytes}, {_flag(t.is_quantized)}, {t.row_meta}, {t.row_group}}}'
         lines.append(f"    {row},  // {i}")
     lines += ["};", "", f"constexpr OpTraits kOps[{ops.OP_COUNT}] = {{"]
     for i in range(ops.OP_COUNT):

@@ -18,7 +18,7 @@ struct Tensor {
     int64_t nb[MAX_DIMS];  // bytes; that of a dimension of size 1 is set to its contiguous value
     int32_t type;
     int32_t op;
-    int32_t flags;
+    int32_t flags;      // TensorFlag, those that travel and the internal ones
     int32_t use_count;  // uses in the client's whole graph; -1 when the dialect does not say
     int32_t n_src;      // highest present source + 1
     bool compute;       // a node that is to be run
@@ -38,7 +38,7 @@ static inline bool is_empty(const Tensor& t) { return t.ne[0] == 0 || t.ne[1] ==
 // Bytes of one packed row of ne0 elements. The type must be live.
 static inline int64_t row_bytes(int32_t type, int64_t ne0) {
     const TypeTraits* tt = type_traits(type);
-    return ne0 / tt->block * tt->bytes;
+    return tt->row_meta + ne0 / tt->block * tt->bytes;
 }
 static inline int64_t block_size(int32_t type) { return type_traits(type)->block; }
 static inline int64_t block_bytes(int32_t type) { return type_traits(type)->bytes; }
@@ -54,7 +54,7 @@ static inline int64_t extent_bytes(const Tensor& t) {
         bytes = tt->bytes;
         first = 0;
     } else {
-        bytes = t.ne[0] / tt->block * t.nb[0];
+        bytes = tt->row_meta + t.ne[0] / tt->block * t.nb[0];
         first = 1;
     }
     for (int i = first; i < MAX_DIMS; ++i) bytes += (t.ne[i] - 1) * t.nb[i];

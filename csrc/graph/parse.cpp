@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "graph/ik.h"
 #include "wire/records.h"
 
 namespace ggr {
@@ -12,6 +13,7 @@ namespace ggr {
 namespace {
 
 constexpr const char* COMMAND = "GRAPH_COMPUTE";
+constexpr int32_t WIRE_FLAGS = 0xffff;
 
 // Open addressing from the client's ids to positions in the list. Half full at most.
 class IdMap {
@@ -112,17 +114,20 @@ bool Parser::op_numbers(const WireTensor& w, Tensor* t) {
                           COMMAND, w.name, traits->name);
     t->op = op;
     std::memcpy(t->params, w.params, sizeof t->params);
-    // Kinds are numbered by the dialect too.
-    if (op == OP_UNARY || op == OP_GLU) {
-        const int32_t wire = w.params[0];
-        const int32_t limit = op == OP_UNARY ? 64 : 32;
-        const int32_t* map = op == OP_UNARY ? dialect_.unary_of : dialect_.glu_of;
-        const int32_t kind = wire >= 0 && wire < limit ? map[wire] : -1;
-        if (kind < 0)
-            return err_->fail(Code::graph, "%s: tensor '%s': %s kind %d is not known in dialect %s", COMMAND, w.name,
-                              traits->name, wire, dialect_.name);
-        t->params[0] = kind;
+    // Values of enumerations are numbered by the dialect too.
+    for (int32_t i = 0; i < dialect_.n_enum_params; ++i) {
+        const EnumParam& p = dialect_.enum_params[i];
+        if (p.op != op) continue;
+        const uint32_t word = static_cast<uint32_t>(w.params[p.word]), wire = word & p.mask;
+        int32_t value = wire <= MAX_ENUM_VALUE ? dialect_.enum_of[p.table][wire] : -1;
+        // Precisions and hints never decide what is right: one that is not known counts as none.
+        if (value < 0 && (p.table == ENUM_PREC || p.table == ENUM_OP_HINT)) value = 0;
+        if (value < 0)
+            return err_->fail(Code::graph, "%s: tensor '%s': %s: value %u of parameter %d is not known in dialect %s",
+                              COMMAND, w.name, traits->name, wire, p.word, dialect_.name);
+        t->params[p.word] = static_cast<int32_t>((word & ~p.mask) | static_cast<uint32_t>(value));
     }
+    if (op == OP_FLASH_ATTN_EXT && !dialect_.kv_bound) t->params[4] = 0;
     return true;
 }
 
@@ -181,13 +186,14 @@ bool Parser::tensors(Graph* g, const uint8_t* records) {
         read_tensor(dialect_.tensor, records, &w);
         if (w.id == 0) return err_->fail(Code::graph, "%s: tensor %u ('%s') has id 0", COMMAND, i, w.name);
         t->id = w.id;
-        t->flags = w.flags;
+        t->flags = w.flags & WIRE_FLAGS;
         t->use_count = w.use_count;
         if (!check_layout(dialect_, w, COMMAND, t, err_) || !op_numbers(w, t)) return false;
         // A handle of another connection counts as no buffer, and a tensor without a buffer has no data.
         if (Buffer* buffer = w.buffer != 0 ? lookup_.find(lookup_.context, w.buffer) : nullptr)
             if (!check_placement(w, buffer, COMMAND, t, err_)) return false;
         if (!references(g, w, i) || !view(w, *t)) return false;
+        if (dialect_.ik_meaning && !apply_ik_meaning(t, err_)) return false;
         if (!map_->insert(w.id, i))
             return err_->fail(Code::graph, "%s: tensor '%s': its id stands twice in the list", COMMAND, w.name);
     }

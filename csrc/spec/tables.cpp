@@ -8,53 +8,410 @@ namespace ggr {
 
 namespace {
 
-constexpr TypeTraits kTypes[43] = {
-    {"F32", 1, 4, false},  // 0
-    {"F16", 1, 2, false},  // 1
-    {"Q4_0", 32, 18, true},  // 2
-    {"Q4_1", 32, 20, true},  // 3
-    {nullptr, 0, 0, false},  // 4
-    {nullptr, 0, 0, false},  // 5
-    {"Q5_0", 32, 22, true},  // 6
-    {"Q5_1", 32, 24, true},  // 7
-    {"Q8_0", 32, 34, true},  // 8
-    {"Q8_1", 32, 36, true},  // 9
-    {"Q2_K", 256, 84, true},  // 10
-    {"Q3_K", 256, 110, true},  // 11
-    {"Q4_K", 256, 144, true},  // 12
-    {"Q5_K", 256, 176, true},  // 13
-    {"Q6_K", 256, 210, true},  // 14
-    {"Q8_K", 256, 292, true},  // 15
-    {"IQ2_XXS", 256, 66, true},  // 16
-    {"IQ2_XS", 256, 74, true},  // 17
-    {"IQ3_XXS", 256, 98, true},  // 18
-    {"IQ1_S", 256, 50, true},  // 19
-    {"IQ4_NL", 32, 18, true},  // 20
-    {"IQ3_S", 256, 110, true},  // 21
-    {"IQ2_S", 256, 82, true},  // 22
-    {"IQ4_XS", 256, 136, true},  // 23
-    {"I8", 1, 1, false},  // 24
-    {"I16", 1, 2, false},  // 25
-    {"I32", 1, 4, false},  // 26
-    {"I64", 1, 8, false},  // 27
-    {"F64", 1, 8, false},  // 28
-    {"IQ1_M", 256, 56, true},  // 29
-    {"BF16", 1, 2, false},  // 30
-    {nullptr, 0, 0, false},  // 31
-    {nullptr, 0, 0, false},  // 32
-    {nullptr, 0, 0, false},  // 33
-    {"TQ1_0", 256, 54, true},  // 34
-    {"TQ2_0", 256, 66, true},  // 35
-    {nullptr, 0, 0, false},  // 36
-    {nullptr, 0, 0, false},  // 37
-    {nullptr, 0, 0, false},  // 38
-    {"MXFP4", 32, 17, true},  // 39
-    {"NVFP4", 64, 36, true},  // 40
-    {"Q1_0", 128, 18, true},  // 41
-    {"Q2_0", 64, 18, true},  // 42
+constexpr TypeTraits kTypes[400] = {
+    {"F32", 1, 4, false, 0, 1},  // 0
+    {"F16", 1, 2, false, 0, 1},  // 1
+    {"Q4_0", 32, 18, true, 0, 1},  // 2
+    {"Q4_1", 32, 20, true, 0, 1},  // 3
+    {nullptr, 0, 0, false, 0, 0},  // 4
+    {nullptr, 0, 0, false, 0, 0},  // 5
+    {"Q5_0", 32, 22, true, 0, 1},  // 6
+    {"Q5_1", 32, 24, true, 0, 1},  // 7
+    {"Q8_0", 32, 34, true, 0, 1},  // 8
+    {"Q8_1", 32, 36, true, 0, 1},  // 9
+    {"Q2_K", 256, 84, true, 0, 1},  // 10
+    {"Q3_K", 256, 110, true, 0, 1},  // 11
+    {"Q4_K", 256, 144, true, 0, 1},  // 12
+    {"Q5_K", 256, 176, true, 0, 1},  // 13
+    {"Q6_K", 256, 210, true, 0, 1},  // 14
+    {"Q8_K", 256, 292, true, 0, 1},  // 15
+    {"IQ2_XXS", 256, 66, true, 0, 1},  // 16
+    {"IQ2_XS", 256, 74, true, 0, 1},  // 17
+    {"IQ3_XXS", 256, 98, true, 0, 1},  // 18
+    {"IQ1_S", 256, 50, true, 0, 1},  // 19
+    {"IQ4_NL", 32, 18, true, 0, 1},  // 20
+    {"IQ3_S", 256, 110, true, 0, 1},  // 21
+    {"IQ2_S", 256, 82, true, 0, 1},  // 22
+    {"IQ4_XS", 256, 136, true, 0, 1},  // 23
+    {"I8", 1, 1, false, 0, 1},  // 24
+    {"I16", 1, 2, false, 0, 1},  // 25
+    {"I32", 1, 4, false, 0, 1},  // 26
+    {"I64", 1, 8, false, 0, 1},  // 27
+    {"F64", 1, 8, false, 0, 1},  // 28
+    {"IQ1_M", 256, 56, true, 0, 1},  // 29
+    {"BF16", 1, 2, false, 0, 1},  // 30
+    {nullptr, 0, 0, false, 0, 0},  // 31
+    {nullptr, 0, 0, false, 0, 0},  // 32
+    {nullptr, 0, 0, false, 0, 0},  // 33
+    {"TQ1_0", 256, 54, true, 0, 1},  // 34
+    {"TQ2_0", 256, 66, true, 0, 1},  // 35
+    {nullptr, 0, 0, false, 0, 0},  // 36
+    {nullptr, 0, 0, false, 0, 0},  // 37
+    {nullptr, 0, 0, false, 0, 0},  // 38
+    {"MXFP4", 32, 17, true, 0, 1},  // 39
+    {"NVFP4", 64, 36, true, 0, 1},  // 40
+    {"Q1_0", 128, 18, true, 0, 1},  // 41
+    {"Q2_0", 64, 18, true, 0, 1},  // 42
+    {nullptr, 0, 0, false, 0, 0},  // 43
+    {nullptr, 0, 0, false, 0, 0},  // 44
+    {nullptr, 0, 0, false, 0, 0},  // 45
+    {nullptr, 0, 0, false, 0, 0},  // 46
+    {nullptr, 0, 0, false, 0, 0},  // 47
+    {nullptr, 0, 0, false, 0, 0},  // 48
+    {nullptr, 0, 0, false, 0, 0},  // 49
+    {nullptr, 0, 0, false, 0, 0},  // 50
+    {nullptr, 0, 0, false, 0, 0},  // 51
+    {nullptr, 0, 0, false, 0, 0},  // 52
+    {nullptr, 0, 0, false, 0, 0},  // 53
+    {nullptr, 0, 0, false, 0, 0},  // 54
+    {nullptr, 0, 0, false, 0, 0},  // 55
+    {nullptr, 0, 0, false, 0, 0},  // 56
+    {nullptr, 0, 0, false, 0, 0},  // 57
+    {nullptr, 0, 0, false, 0, 0},  // 58
+    {nullptr, 0, 0, false, 0, 0},  // 59
+    {nullptr, 0, 0, false, 0, 0},  // 60
+    {nullptr, 0, 0, false, 0, 0},  // 61
+    {nullptr, 0, 0, false, 0, 0},  // 62
+    {nullptr, 0, 0, false, 0, 0},  // 63
+    {nullptr, 0, 0, false, 0, 0},  // 64
+    {nullptr, 0, 0, false, 0, 0},  // 65
+    {nullptr, 0, 0, false, 0, 0},  // 66
+    {nullptr, 0, 0, false, 0, 0},  // 67
+    {nullptr, 0, 0, false, 0, 0},  // 68
+    {nullptr, 0, 0, false, 0, 0},  // 69
+    {nullptr, 0, 0, false, 0, 0},  // 70
+    {nullptr, 0, 0, false, 0, 0},  // 71
+    {nullptr, 0, 0, false, 0, 0},  // 72
+    {nullptr, 0, 0, false, 0, 0},  // 73
+    {nullptr, 0, 0, false, 0, 0},  // 74
+    {nullptr, 0, 0, false, 0, 0},  // 75
+    {nullptr, 0, 0, false, 0, 0},  // 76
+    {nullptr, 0, 0, false, 0, 0},  // 77
+    {nullptr, 0, 0, false, 0, 0},  // 78
+    {nullptr, 0, 0, false, 0, 0},  // 79
+    {nullptr, 0, 0, false, 0, 0},  // 80
+    {nullptr, 0, 0, false, 0, 0},  // 81
+    {nullptr, 0, 0, false, 0, 0},  // 82
+    {nullptr, 0, 0, false, 0, 0},  // 83
+    {nullptr, 0, 0, false, 0, 0},  // 84
+    {nullptr, 0, 0, false, 0, 0},  // 85
+    {nullptr, 0, 0, false, 0, 0},  // 86
+    {nullptr, 0, 0, false, 0, 0},  // 87
+    {nullptr, 0, 0, false, 0, 0},  // 88
+    {nullptr, 0, 0, false, 0, 0},  // 89
+    {nullptr, 0, 0, false, 0, 0},  // 90
+    {nullptr, 0, 0, false, 0, 0},  // 91
+    {nullptr, 0, 0, false, 0, 0},  // 92
+    {nullptr, 0, 0, false, 0, 0},  // 93
+    {nullptr, 0, 0, false, 0, 0},  // 94
+    {nullptr, 0, 0, false, 0, 0},  // 95
+    {nullptr, 0, 0, false, 0, 0},  // 96
+    {nullptr, 0, 0, false, 0, 0},  // 97
+    {nullptr, 0, 0, false, 0, 0},  // 98
+    {nullptr, 0, 0, false, 0, 0},  // 99
+    {nullptr, 0, 0, false, 0, 0},  // 100
+    {nullptr, 0, 0, false, 0, 0},  // 101
+    {nullptr, 0, 0, false, 0, 0},  // 102
+    {nullptr, 0, 0, false, 0, 0},  // 103
+    {nullptr, 0, 0, false, 0, 0},  // 104
+    {nullptr, 0, 0, false, 0, 0},  // 105
+    {nullptr, 0, 0, false, 0, 0},  // 106
+    {nullptr, 0, 0, false, 0, 0},  // 107
+    {nullptr, 0, 0, false, 0, 0},  // 108
+    {nullptr, 0, 0, false, 0, 0},  // 109
+    {nullptr, 0, 0, false, 0, 0},  // 110
+    {nullptr, 0, 0, false, 0, 0},  // 111
+    {nullptr, 0, 0, false, 0, 0},  // 112
+    {nullptr, 0, 0, false, 0, 0},  // 113
+    {nullptr, 0, 0, false, 0, 0},  // 114
+    {nullptr, 0, 0, false, 0, 0},  // 115
+    {nullptr, 0, 0, false, 0, 0},  // 116
+    {nullptr, 0, 0, false, 0, 0},  // 117
+    {nullptr, 0, 0, false, 0, 0},  // 118
+    {nullptr, 0, 0, false, 0, 0},  // 119
+    {nullptr, 0, 0, false, 0, 0},  // 120
+    {nullptr, 0, 0, false, 0, 0},  // 121
+    {nullptr, 0, 0, false, 0, 0},  // 122
+    {nullptr, 0, 0, false, 0, 0},  // 123
+    {nullptr, 0, 0, false, 0, 0},  // 124
+    {nullptr, 0, 0, false, 0, 0},  // 125
+    {nullptr, 0, 0, false, 0, 0},  // 126
+    {nullptr, 0, 0, false, 0, 0},  // 127
+    {nullptr, 0, 0, false, 0, 0},  // 128
+    {nullptr, 0, 0, false, 0, 0},  // 129
+    {nullptr, 0, 0, false, 0, 0},  // 130
+    {nullptr, 0, 0, false, 0, 0},  // 131
+    {nullptr, 0, 0, false, 0, 0},  // 132
+    {"Q6_0", 32, 26, true, 0, 1},  // 133
+    {"IQ1_BN", 64, 13, true, 2, 1},  // 134
+    {"IQ2_BN", 64, 16, true, 4, 1},  // 135
+    {nullptr, 0, 0, false, 0, 0},  // 136
+    {"IQ2_K", 256, 76, true, 0, 1},  // 137
+    {"IQ3_K", 256, 110, true, 0, 1},  // 138
+    {"IQ4_K", 256, 144, true, 0, 1},  // 139
+    {"IQ5_K", 256, 176, true, 0, 1},  // 140
+    {"IQ6_K", 256, 212, true, 0, 1},  // 141
+    {nullptr, 0, 0, false, 0, 0},  // 142
+    {nullptr, 0, 0, false, 0, 0},  // 143
+    {"IQ4_KS", 256, 136, true, 4, 1},  // 144
+    {"IQ2_KS", 256, 70, true, 2, 1},  // 145
+    {"IQ4_KSS", 256, 128, true, 4, 1},  // 146
+    {nullptr, 0, 0, false, 0, 0},  // 147
+    {nullptr, 0, 0, false, 0, 0},  // 148
+    {nullptr, 0, 0, false, 0, 0},  // 149
+    {nullptr, 0, 0, false, 0, 0},  // 150
+    {"Q8_KV", 32, 32, true, 8, 1},  // 151
+    {"IQ5_KS", 256, 168, true, 4, 1},  // 152
+    {"IQ2_KT", 256, 68, true, 4, 1},  // 153
+    {"IQ3_KT", 256, 100, true, 4, 1},  // 154
+    {"IQ4_KT", 256, 128, true, 4, 1},  // 155
+    {"IQ3_KS", 256, 102, true, 2, 1},  // 156
+    {"IQ2_KL", 256, 86, true, 2, 1},  // 157
+    {"IQ1_KT", 256, 56, true, 4, 1},  // 158
+    {nullptr, 0, 0, false, 0, 0},  // 159
+    {nullptr, 0, 0, false, 0, 0},  // 160
+    {nullptr, 0, 0, false, 0, 0},  // 161
+    {nullptr, 0, 0, false, 0, 0},  // 162
+    {nullptr, 0, 0, false, 0, 0},  // 163
+    {nullptr, 0, 0, false, 0, 0},  // 164
+    {nullptr, 0, 0, false, 0, 0},  // 165
+    {nullptr, 0, 0, false, 0, 0},  // 166
+    {nullptr, 0, 0, false, 0, 0},  // 167
+    {nullptr, 0, 0, false, 0, 0},  // 168
+    {nullptr, 0, 0, false, 0, 0},  // 169
+    {nullptr, 0, 0, false, 0, 0},  // 170
+    {nullptr, 0, 0, false, 0, 0},  // 171
+    {nullptr, 0, 0, false, 0, 0},  // 172
+    {nullptr, 0, 0, false, 0, 0},  // 173
+    {nullptr, 0, 0, false, 0, 0},  // 174
+    {nullptr, 0, 0, false, 0, 0},  // 175
+    {nullptr, 0, 0, false, 0, 0},  // 176
+    {nullptr, 0, 0, false, 0, 0},  // 177
+    {nullptr, 0, 0, false, 0, 0},  // 178
+    {nullptr, 0, 0, false, 0, 0},  // 179
+    {nullptr, 0, 0, false, 0, 0},  // 180
+    {nullptr, 0, 0, false, 0, 0},  // 181
+    {nullptr, 0, 0, false, 0, 0},  // 182
+    {nullptr, 0, 0, false, 0, 0},  // 183
+    {nullptr, 0, 0, false, 0, 0},  // 184
+    {nullptr, 0, 0, false, 0, 0},  // 185
+    {nullptr, 0, 0, false, 0, 0},  // 186
+    {nullptr, 0, 0, false, 0, 0},  // 187
+    {nullptr, 0, 0, false, 0, 0},  // 188
+    {nullptr, 0, 0, false, 0, 0},  // 189
+    {nullptr, 0, 0, false, 0, 0},  // 190
+    {nullptr, 0, 0, false, 0, 0},  // 191
+    {nullptr, 0, 0, false, 0, 0},  // 192
+    {nullptr, 0, 0, false, 0, 0},  // 193
+    {nullptr, 0, 0, false, 0, 0},  // 194
+    {nullptr, 0, 0, false, 0, 0},  // 195
+    {nullptr, 0, 0, false, 0, 0},  // 196
+    {nullptr, 0, 0, false, 0, 0},  // 197
+    {nullptr, 0, 0, false, 0, 0},  // 198
+    {nullptr, 0, 0, false, 0, 0},  // 199
+    {nullptr, 0, 0, false, 0, 0},  // 200
+    {nullptr, 0, 0, false, 0, 0},  // 201
+    {"Q4_0_R8", 32, 18, true, 0, 8},  // 202
+    {nullptr, 0, 0, false, 0, 0},  // 203
+    {nullptr, 0, 0, false, 0, 0},  // 204
+    {nullptr, 0, 0, false, 0, 0},  // 205
+    {"Q5_0_R4", 32, 22, true, 0, 4},  // 206
+    {nullptr, 0, 0, false, 0, 0},  // 207
+    {"Q8_0_R8", 32, 34, true, 0, 8},  // 208
+    {nullptr, 0, 0, false, 0, 0},  // 209
+    {"Q2_K_R4", 256, 84, true, 0, 4},  // 210
+    {"Q3_K_R4", 256, 110, true, 0, 4},  // 211
+    {"Q4_K_R4", 256, 144, true, 0, 4},  // 212
+    {"Q5_K_R4", 256, 176, true, 0, 4},  // 213
+    {"Q6_K_R4", 256, 210, true, 0, 4},  // 214
+    {nullptr, 0, 0, false, 0, 0},  // 215
+    {"IQ2_XXS_R4", 256, 66, true, 0, 4},  // 216
+    {"IQ2_XS_R4", 256, 74, true, 0, 4},  // 217
+    {"IQ3_XXS_R4", 256, 98, true, 0, 4},  // 218
+    {"IQ1_S_R4", 32, 6, true, 2, 4},  // 219
+    {"IQ4_NL_R4", 32, 18, true, 0, 4},  // 220
+    {"IQ3_S_R4", 256, 110, true, 0, 4},  // 221
+    {"IQ2_S_R4", 256, 82, true, 0, 4},  // 222
+    {"IQ4_XS_R8", 256, 136, true, 0, 8},  // 223
+    {nullptr, 0, 0, false, 0, 0},  // 224
+    {nullptr, 0, 0, false, 0, 0},  // 225
+    {nullptr, 0, 0, false, 0, 0},  // 226
+    {nullptr, 0, 0, false, 0, 0},  // 227
+    {nullptr, 0, 0, false, 0, 0},  // 228
+    {"IQ1_M_R4", 32, 7, true, 2, 4},  // 229
+    {"BF16_R16", 1, 2, false, 0, 16},  // 230
+    {nullptr, 0, 0, false, 0, 0},  // 231
+    {nullptr, 0, 0, false, 0, 0},  // 232
+    {"Q6_0_R4", 32, 26, true, 0, 4},  // 233
+    {nullptr, 0, 0, false, 0, 0},  // 234
+    {nullptr, 0, 0, false, 0, 0},  // 235
+    {nullptr, 0, 0, false, 0, 0},  // 236
+    {nullptr, 0, 0, false, 0, 0},  // 237
+    {nullptr, 0, 0, false, 0, 0},  // 238
+    {nullptr, 0, 0, false, 0, 0},  // 239
+    {nullptr, 0, 0, false, 0, 0},  // 240
+    {nullptr, 0, 0, false, 0, 0},  // 241
+    {nullptr, 0, 0, false, 0, 0},  // 242
+    {nullptr, 0, 0, false, 0, 0},  // 243
+    {nullptr, 0, 0, false, 0, 0},  // 244
+    {nullptr, 0, 0, false, 0, 0},  // 245
+    {nullptr, 0, 0, false, 0, 0},  // 246
+    {nullptr, 0, 0, false, 0, 0},  // 247
+    {nullptr, 0, 0, false, 0, 0},  // 248
+    {nullptr, 0, 0, false, 0, 0},  // 249
+    {nullptr, 0, 0, false, 0, 0},  // 250
+    {nullptr, 0, 0, false, 0, 0},  // 251
+    {nullptr, 0, 0, false, 0, 0},  // 252
+    {nullptr, 0, 0, false, 0, 0},  // 253
+    {nullptr, 0, 0, false, 0, 0},  // 254
+    {nullptr, 0, 0, false, 0, 0},  // 255
+    {nullptr, 0, 0, false, 0, 0},  // 256
+    {nullptr, 0, 0, false, 0, 0},  // 257
+    {nullptr, 0, 0, false, 0, 0},  // 258
+    {nullptr, 0, 0, false, 0, 0},  // 259
+    {nullptr, 0, 0, false, 0, 0},  // 260
+    {nullptr, 0, 0, false, 0, 0},  // 261
+    {nullptr, 0, 0, false, 0, 0},  // 262
+    {nullptr, 0, 0, false, 0, 0},  // 263
+    {nullptr, 0, 0, false, 0, 0},  // 264
+    {nullptr, 0, 0, false, 0, 0},  // 265
+    {nullptr, 0, 0, false, 0, 0},  // 266
+    {nullptr, 0, 0, false, 0, 0},  // 267
+    {nullptr, 0, 0, false, 0, 0},  // 268
+    {nullptr, 0, 0, false, 0, 0},  // 269
+    {nullptr, 0, 0, false, 0, 0},  // 270
+    {nullptr, 0, 0, false, 0, 0},  // 271
+    {nullptr, 0, 0, false, 0, 0},  // 272
+    {nullptr, 0, 0, false, 0, 0},  // 273
+    {nullptr, 0, 0, false, 0, 0},  // 274
+    {nullptr, 0, 0, false, 0, 0},  // 275
+    {nullptr, 0, 0, false, 0, 0},  // 276
+    {nullptr, 0, 0, false, 0, 0},  // 277
+    {nullptr, 0, 0, false, 0, 0},  // 278
+    {nullptr, 0, 0, false, 0, 0},  // 279
+    {nullptr, 0, 0, false, 0, 0},  // 280
+    {nullptr, 0, 0, false, 0, 0},  // 281
+    {nullptr, 0, 0, false, 0, 0},  // 282
+    {nullptr, 0, 0, false, 0, 0},  // 283
+    {nullptr, 0, 0, false, 0, 0},  // 284
+    {nullptr, 0, 0, false, 0, 0},  // 285
+    {nullptr, 0, 0, false, 0, 0},  // 286
+    {nullptr, 0, 0, false, 0, 0},  // 287
+    {nullptr, 0, 0, false, 0, 0},  // 288
+    {nullptr, 0, 0, false, 0, 0},  // 289
+    {nullptr, 0, 0, false, 0, 0},  // 290
+    {nullptr, 0, 0, false, 0, 0},  // 291
+    {nullptr, 0, 0, false, 0, 0},  // 292
+    {nullptr, 0, 0, false, 0, 0},  // 293
+    {nullptr, 0, 0, false, 0, 0},  // 294
+    {nullptr, 0, 0, false, 0, 0},  // 295
+    {nullptr, 0, 0, false, 0, 0},  // 296
+    {nullptr, 0, 0, false, 0, 0},  // 297
+    {nullptr, 0, 0, false, 0, 0},  // 298
+    {nullptr, 0, 0, false, 0, 0},  // 299
+    {nullptr, 0, 0, false, 0, 0},  // 300
+    {nullptr, 0, 0, false, 0, 0},  // 301
+    {nullptr, 0, 0, false, 0, 0},  // 302
+    {nullptr, 0, 0, false, 0, 0},  // 303
+    {nullptr, 0, 0, false, 0, 0},  // 304
+    {nullptr, 0, 0, false, 0, 0},  // 305
+    {nullptr, 0, 0, false, 0, 0},  // 306
+    {nullptr, 0, 0, false, 0, 0},  // 307
+    {nullptr, 0, 0, false, 0, 0},  // 308
+    {nullptr, 0, 0, false, 0, 0},  // 309
+    {nullptr, 0, 0, false, 0, 0},  // 310
+    {nullptr, 0, 0, false, 0, 0},  // 311
+    {nullptr, 0, 0, false, 0, 0},  // 312
+    {nullptr, 0, 0, false, 0, 0},  // 313
+    {nullptr, 0, 0, false, 0, 0},  // 314
+    {nullptr, 0, 0, false, 0, 0},  // 315
+    {nullptr, 0, 0, false, 0, 0},  // 316
+    {nullptr, 0, 0, false, 0, 0},  // 317
+    {nullptr, 0, 0, false, 0, 0},  // 318
+    {nullptr, 0, 0, false, 0, 0},  // 319
+    {nullptr, 0, 0, false, 0, 0},  // 320
+    {nullptr, 0, 0, false, 0, 0},  // 321
+    {nullptr, 0, 0, false, 0, 0},  // 322
+    {nullptr, 0, 0, false, 0, 0},  // 323
+    {nullptr, 0, 0, false, 0, 0},  // 324
+    {nullptr, 0, 0, false, 0, 0},  // 325
+    {nullptr, 0, 0, false, 0, 0},  // 326
+    {nullptr, 0, 0, false, 0, 0},  // 327
+    {nullptr, 0, 0, false, 0, 0},  // 328
+    {nullptr, 0, 0, false, 0, 0},  // 329
+    {nullptr, 0, 0, false, 0, 0},  // 330
+    {nullptr, 0, 0, false, 0, 0},  // 331
+    {nullptr, 0, 0, false, 0, 0},  // 332
+    {nullptr, 0, 0, false, 0, 0},  // 333
+    {nullptr, 0, 0, false, 0, 0},  // 334
+    {"IQ2_BN_R4", 64, 16, true, 4, 4},  // 335
+    {nullptr, 0, 0, false, 0, 0},  // 336
+    {"IQ2_K_R4", 256, 76, true, 0, 4},  // 337
+    {"IQ3_K_R4", 256, 110, true, 0, 4},  // 338
+    {"IQ4_K_R4", 256, 144, true, 0, 4},  // 339
+    {"IQ5_K_R4", 256, 176, true, 0, 4},  // 340
+    {nullptr, 0, 0, false, 0, 0},  // 341
+    {nullptr, 0, 0, false, 0, 0},  // 342
+    {nullptr, 0, 0, false, 0, 0},  // 343
+    {"IQ4_KS_R4", 256, 136, true, 4, 4},  // 344
+    {nullptr, 0, 0, false, 0, 0},  // 345
+    {nullptr, 0, 0, false, 0, 0},  // 346
+    {nullptr, 0, 0, false, 0, 0},  // 347
+    {nullptr, 0, 0, false, 0, 0},  // 348
+    {nullptr, 0, 0, false, 0, 0},  // 349
+    {nullptr, 0, 0, false, 0, 0},  // 350
+    {nullptr, 0, 0, false, 0, 0},  // 351
+    {"IQ5_KS_R4", 256, 168, true, 4, 4},  // 352
+    {"MXFP4_R8", 32, 17, true, 0, 8},  // 353
+    {nullptr, 0, 0, false, 0, 0},  // 354
+    {nullptr, 0, 0, false, 0, 0},  // 355
+    {nullptr, 0, 0, false, 0, 0},  // 356
+    {nullptr, 0, 0, false, 0, 0},  // 357
+    {nullptr, 0, 0, false, 0, 0},  // 358
+    {nullptr, 0, 0, false, 0, 0},  // 359
+    {nullptr, 0, 0, false, 0, 0},  // 360
+    {nullptr, 0, 0, false, 0, 0},  // 361
+    {nullptr, 0, 0, false, 0, 0},  // 362
+    {nullptr, 0, 0, false, 0, 0},  // 363
+    {nullptr, 0, 0, false, 0, 0},  // 364
+    {nullptr, 0, 0, false, 0, 0},  // 365
+    {nullptr, 0, 0, false, 0, 0},  // 366
+    {nullptr, 0, 0, false, 0, 0},  // 367
+    {nullptr, 0, 0, false, 0, 0},  // 368
+    {nullptr, 0, 0, false, 0, 0},  // 369
+    {nullptr, 0, 0, false, 0, 0},  // 370
+    {nullptr, 0, 0, false, 0, 0},  // 371
+    {nullptr, 0, 0, false, 0, 0},  // 372
+    {nullptr, 0, 0, false, 0, 0},  // 373
+    {nullptr, 0, 0, false, 0, 0},  // 374
+    {nullptr, 0, 0, false, 0, 0},  // 375
+    {nullptr, 0, 0, false, 0, 0},  // 376
+    {nullptr, 0, 0, false, 0, 0},  // 377
+    {nullptr, 0, 0, false, 0, 0},  // 378
+    {nullptr, 0, 0, false, 0, 0},  // 379
+    {nullptr, 0, 0, false, 0, 0},  // 380
+    {nullptr, 0, 0, false, 0, 0},  // 381
+    {nullptr, 0, 0, false, 0, 0},  // 382
+    {nullptr, 0, 0, false, 0, 0},  // 383
+    {nullptr, 0, 0, false, 0, 0},  // 384
+    {nullptr, 0, 0, false, 0, 0},  // 385
+    {nullptr, 0, 0, false, 0, 0},  // 386
+    {nullptr, 0, 0, false, 0, 0},  // 387
+    {nullptr, 0, 0, false, 0, 0},  // 388
+    {nullptr, 0, 0, false, 0, 0},  // 389
+    {nullptr, 0, 0, false, 0, 0},  // 390
+    {nullptr, 0, 0, false, 0, 0},  // 391
+    {nullptr, 0, 0, false, 0, 0},  // 392
+    {nullptr, 0, 0, false, 0, 0},  // 393
+    {nullptr, 0, 0, false, 0, 0},  // 394
+    {nullptr, 0, 0, false, 0, 0},  // 395
+    {nullptr, 0, 0, false, 0, 0},  // 396
+    {"Q8_K_R16", 256, 258, true, 0, 16},  // 397
+    {"Q8_KV_R8", 32, 32, true, 4, 8},  // 398
+    {"Q8_K_R8", 256, 258, true, 0, 8},  // 399
 };
 
-constexpr OpTraits kOps[101] = {
+constexpr OpTraits kOps[165] = {
     {"NONE", 0, 0x000, 0x000, true, false, false, -1},  // 0
     {"DUP", 1, 0x001, 0x001, false, false, true, -1},  // 1
     {"ADD", 2, 0x003, 0x003, false, false, true, -1},  // 2
@@ -156,16 +513,80 @@ constexpr OpTraits kOps[101] = {
     {"OPT_STEP_ADAMW", 5, 0x01f, 0x01f, false, false, false, 0},  // 98
     {"OPT_STEP_SGD", 3, 0x007, 0x007, false, false, false, 0},  // 99
     {"GLU", 1, 0x001, 0x003, false, false, false, -1},  // 100
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 101
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 102
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 103
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 104
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 105
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 106
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 107
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 108
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 109
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 110
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 111
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 112
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 113
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 114
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 115
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 116
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 117
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 118
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 119
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 120
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 121
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 122
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 123
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 124
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 125
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 126
+    {nullptr, 0, 0, 0, false, false, false, -1},  // 127
+    {"FUSED_RMS_NORM", 1, 0x001, 0x003, false, false, true, -1},  // 128
+    {"FUSED_MUL_UNARY", 2, 0x003, 0x003, false, false, true, -1},  // 129
+    {"MULTI_ADD", 1, 0x001, 0x001, false, false, false, -1},  // 130
+    {"FUSED_UP_GATE", 3, 0x007, 0x007, false, false, false, -1},  // 131
+    {"MOE_FUSED_UP_GATE", 4, 0x00d, 0x03f, false, false, false, -1},  // 132
+    {"MUL_MULTI_ADD", 2, 0x003, 0x00f, false, false, false, -1},  // 133
+    {"HADAMARD", 1, 0x001, 0x001, false, false, true, -1},  // 134
+    {"ROPE_CACHE", 1, 0x001, 0x003, false, false, false, -1},  // 135
+    {"ROPE_FAST", 2, 0x003, 0x003, false, false, true, -1},  // 136
+    {"ARGSORT_THRESH", 1, 0x001, 0x001, false, false, false, -1},  // 137
+    {"GROUPED_TOPK", 1, 0x001, 0x001, false, false, false, -1},  // 138
+    {"SOFTCAP", 1, 0x001, 0x001, false, false, true, -1},  // 139
+    {"SOFT_CAP_MAX", 1, 0x001, 0x003, false, false, true, -1},  // 140
+    {"DELTA_NET", 6, 0x03f, 0x07f, false, false, false, -1},  // 141
+    {"REDUCE", 0, 0x000, 0xffff, false, false, false, -1},  // 142
+    {"FAKE_CPY", 2, 0x003, 0x003, false, false, false, -1},  // 143
+    {"FUSED_NORM", 2, 0x003, 0x003, false, false, true, -1},  // 144
+    {"FUSED_RMS_RMS_ADD", 4, 0x00f, 0x00f, false, false, true, -1},  // 145
+    {"BLEND", 2, 0x003, 0x003, false, false, true, -1},  // 146
+    {"INDEXER_TOPK", 4, 0x00f, 0x00f, false, false, false, -1},  // 147
+    {"MASK_TOPK", 2, 0x003, 0x003, false, false, true, -1},  // 148
+    {"SINKHORN", 1, 0x001, 0x001, false, false, false, -1},  // 149
+    {"HC_PRE", 3, 0x007, 0x007, false, false, false, -1},  // 150
+    {"HC_POST", 4, 0x00f, 0x00f, false, false, false, -1},  // 151
+    {"MASK_TO_IDX", 1, 0x001, 0x001, false, false, false, -1},  // 152
+    {"LATENT_ATTN", 2, 0x003, 0x03f, false, false, false, -1},  // 153
+    {"DS4_COMP", 3, 0x007, 0x007, false, false, false, -1},  // 154
+    {"MAP_UNARY", 1, 0x001, 0x001, false, true, true, -1},  // 155
+    {"MAP_BINARY", 2, 0x003, 0x003, false, true, true, -1},  // 156
+    {"MAP_CUSTOM1_F32", 1, 0x001, 0x001, false, true, true, -1},  // 157
+    {"MAP_CUSTOM2_F32", 2, 0x003, 0x003, false, true, true, -1},  // 158
+    {"MAP_CUSTOM3_F32", 3, 0x007, 0x007, false, true, true, -1},  // 159
+    {"IK_SSM_CONV", 4, 0x00f, 0x01f, false, false, false, -1},  // 160
+    {"IK_SSM_SCAN", 7, 0x07f, 0x07f, false, false, false, -1},  // 161
+    {"SUM_DIM", 1, 0x001, 0x001, false, false, false, -1},  // 162
+    {"GATHER", 2, 0x003, 0x003, false, false, false, -1},  // 163
+    {"FLASH_ATTN_ROWS", 6, 0x027, 0x03f, false, false, false, -1},  // 164
 };
 
 }  // namespace
 
 const TypeTraits* type_traits(int32_t id) {
-    return id >= 0 && id < 43 && kTypes[id].name != nullptr ? &kTypes[id] : nullptr;
+    return id >= 0 && id < 400 && kTypes[id].name != nullptr ? &kTypes[id] : nullptr;
 }
 
 const OpTraits* op_traits(int32_t id) {
-    return id >= 0 && id < 101 && kOps[id].name != nullptr ? &kOps[id] : nullptr;
+    return id >= 0 && id < 165 && kOps[id].name != nullptr ? &kOps[id] : nullptr;
 }
 
 }  // namespace ggr

@@ -11,6 +11,8 @@ struct TypeTraits {
     int32_t block;  // elements per block
     int32_t bytes;  // bytes per block
     bool quantized;
+    int32_t row_meta;   // extra bytes at the start of every row
+    int32_t row_group;  // rows interleaved in one run of memory
 };
 
 struct OpTraits {

@@ -75,7 +75,8 @@ bool check_layout(const DialectTable& dialect, const WireTensor& w, const char* 
                          command, w.name, static_cast<unsigned long long>(w.ne[0]), traits->name,
                          static_cast<unsigned long long>(block));
     // Element count and extent, each product and sum checked.
-    uint64_t elements = 1, extent = block == 1 ? bytes : 0, contiguous = bytes;
+    const uint64_t row_meta = static_cast<uint64_t>(traits->row_meta);
+    uint64_t elements = 1, extent = block == 1 ? bytes : row_meta, contiguous = bytes;
     for (int i = 0; i < MAX_DIMS; ++i) {
         const uint64_t ne = w.ne[i];
         uint64_t nb = w.nb[i];
@@ -98,7 +99,7 @@ bool check_layout(const DialectTable& dialect, const WireTensor& w, const char* 
         if (__builtin_mul_overflow(walked, nb, &span) || __builtin_add_overflow(extent, span, &sum) ||
             sum >= EXTENT_LIMIT || __builtin_mul_overflow(elements, ne == 0 ? 1 : ne, &elements) ||
             elements >= EXTENT_LIMIT || __builtin_mul_overflow(nb, steps == 0 ? 1 : steps, &contiguous) ||
-            contiguous >= EXTENT_LIMIT)
+            (i == 0 && __builtin_add_overflow(contiguous, row_meta, &contiguous)) || contiguous >= EXTENT_LIMIT)
             return err->fail(Code::protocol, "%s: tensor '%s': its size overflows", command, w.name);
         extent = sum;
         out->ne[i] = static_cast<int64_t>(ne);

@@ -30,6 +30,9 @@ class UnaryKind(IntEnum):
     CEIL = 19
     ROUND = 20
     TRUNC = 21
+    SQRT_SOFTPLUS = 32  # this and the rest: ik_llama.cpp only
+    SWIGLU = 33  # as an op of its own it is the GLU of that name; as the gate of a fused op it stays
+    SWIGLU_OAI = 34
 
 
 class GluKind(IntEnum):
@@ -111,13 +114,14 @@ class RopeMode(IntFlag):
 
 
 class TensorFlag(IntFlag):
-    """Bits of a tensor's `flags`."""
+    """Bits of a tensor's `flags`. Those from 2^16 on are internal and never travel."""
 
     INPUT = 1
     OUTPUT = 2
     PARAM = 4
     LOSS = 8
     COMPUTE = 16
+    ABSENT_ROWS_ARE_ZERO = 1 << 16  # an index out of range names a row of zeros (ik_llama.cpp), not an error
 
 
 class Status(IntEnum):

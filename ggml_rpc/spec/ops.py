@@ -1,12 +1,13 @@
 """Ops: one row an op, with its sources in slot order and the layout of its parameter words.
 
-Internal ids are the op numbers of protocol 8.0.0 (0 to 100). Ops that exist only in ik_llama.cpp take ids from 128 on.
+Internal ids are the op numbers of protocol 8.0.0 (0 to 100). Ops that exist only in ik_llama.cpp take ids from 128 on;
+so do ops of both whose name stands for something else there (the last ones).
 
 A parameter word is one of the 16 i32 words of `op_params`; an `f32` is stored as its bits, an `i64` or a pointer
 takes two words. A parameter with an `enum` is translated by the dialect's table of that name; a `mask` limits the
 translation to those bits.
 
-Facts about sources and parameters: ggml.c (the constructors) of llama.cpp, 7.0.0.
+Facts about sources and parameters: ggml.c (the constructors) of llama.cpp, 7.0.0, and of ik_llama.cpp, 3.5.2.
 """
 
 from __future__ import annotations
@@ -117,6 +118,12 @@ _IM2COL = _words("i32", "s0 s1 p0 p1 d0 d1 is_2d")
 _CONV_2D = _words("i32", "s0 s1 p0 p1 d0 d1")
 _POOL = Param(0, "i32", "kind", "pool")
 _POOL_2D = (_POOL, *_words("i32", "k0 k1 s0 s1 p0 p1", 1))
+_FLASH_ATTN = (
+    *_words("f32", "scale max_bias logit_softcap"),
+    Param(3, "i32", "prec", "prec"),
+    Param(4, "i32", "n_kv_max"),
+)
+_GATE = (Param(0, "i32", "kind", "unary"), Param(1, "f32", "limit"))
 _CUSTOM = (Param(0, "ptr", "function"), Param(2, "i32", "n_tasks"), Param(4, "ptr", "userdata"))
 _HOLES = " ".join(f"arg{i}?" for i in range(10))
 
@@ -210,12 +217,7 @@ OPS: tuple[OpSpec, ...] = (
     _op(71, "LEAKY_RELU", "x", _words("f32", "negative_slope"), inplace=True),
     _op(72, "TRI", "x", (Param(0, "i32", "kind", "tri"),)),
     _op(73, "FILL", "x", _words("f32", "value"), inplace=True),
-    _op(
-        74,
-        "FLASH_ATTN_EXT",
-        "q k v mask? sinks?",
-        (*_words("f32", "scale max_bias logit_softcap"), Param(3, "i32", "prec", "prec"), Param(4, "i32", "n_kv_max")),
-    ),
+    _op(74, "FLASH_ATTN_EXT", "q k v mask? sinks?", _FLASH_ATTN),
     _op(75, "FLASH_ATTN_BACK", "q k v grad", _words("i32", "masked")),
     _op(76, "SSM_CONV", "x kernel"),
     _op(77, "SSM_SCAN", "state x dt a b c ids", _words("i32", "n_snapshots")),
@@ -255,6 +257,56 @@ OPS: tuple[OpSpec, ...] = (
         "a b?",
         (Param(0, "i32", "kind", "glu"), Param(1, "i32", "swapped"), *_words("f32", "alpha limit", 2)),
     ),
+    # ---- ik_llama.cpp only ----
+    _op(128, "FUSED_RMS_NORM", "x weight?", _EPS, inplace=True),
+    _op(129, "FUSED_MUL_UNARY", "gate x", _GATE, inplace=True),
+    _op(130, "MULTI_ADD", "x", _words("i32", "n")),
+    _op(131, "FUSED_UP_GATE", "up gate x", _GATE),
+    _op(132, "MOE_FUSED_UP_GATE", "up gate? x ids up_bias? gate_bias?", _GATE),
+    _op(133, "MUL_MULTI_ADD", "x weights scale? ids?"),
+    _op(134, "HADAMARD", "x", _words("i32", "n"), inplace=True),
+    _op(135, "ROPE_CACHE", "pos freq_factors?", _ROPE),
+    _op(136, "ROPE_FAST", "x cache", _words("i32", "n_dims mode"), inplace=True),
+    _op(137, "ARGSORT_THRESH", "x", (Param(0, "i32", "min_entries"), Param(1, "f32", "threshold"))),
+    _op(138, "GROUPED_TOPK", "x", _words("i32", "groups top_groups n_best")),
+    _op(139, "SOFTCAP", "x", _words("f32", "before after"), inplace=True),
+    _op(140, "SOFT_CAP_MAX", "x mask?", _words("f32", "scale max_bias before after"), inplace=True),
+    _op(141, "DELTA_NET", "q k v g beta state states?", _words("i32", "repeat")),
+    _op(142, "REDUCE", " ".join(f"part{i}?" for i in range(16)), _words("i32", "kind n present off placeholders")),
+    _op(143, "FAKE_CPY", "dst x"),
+    _op(144, "FUSED_NORM", "x weight", _EPS, inplace=True),
+    _op(145, "FUSED_RMS_RMS_ADD", "a weight_a b weight_b", _EPS, inplace=True),
+    _op(146, "BLEND", "x ids", _words("f32", "value"), inplace=True),
+    _op(147, "INDEXER_TOPK", "k q weights mask", (Param(0, "i32", "kind", "unary"),)),
+    _op(148, "MASK_TOPK", "mask ids", inplace=True),
+    _op(
+        149,
+        "SINKHORN",
+        "x",
+        (*_words("i32", "n n_iter"), Param(2, "f32", "eps"), Param(3, "i32", "transpose")),
+    ),
+    _op(150, "HC_PRE", "x scale bias", (*_words("i32", "n n_iter"), Param(2, "f32", "eps"))),
+    _op(151, "HC_POST", "x post residual comb"),
+    _op(152, "MASK_TO_IDX", "mask"),
+    _op(
+        153,
+        "LATENT_ATTN",
+        "q cache prefix_k? prefix_v? mask? ids?",
+        (*_words("f32", "scale max_bias"), *_words("i32", "dv offset mode", 2)),
+    ),
+    _op(154, "DS4_COMP", "state score ids", _words("i32", "kind")),
+    # The parameters of these hold functions of the client.
+    _op(155, "MAP_UNARY", "a", _CUSTOM, pointers=True, inplace=True),
+    _op(156, "MAP_BINARY", "a b", _CUSTOM, pointers=True, inplace=True),
+    _op(157, "MAP_CUSTOM1_F32", "a", _CUSTOM, pointers=True, inplace=True),
+    _op(158, "MAP_CUSTOM2_F32", "a b", _CUSTOM, pointers=True, inplace=True),
+    _op(159, "MAP_CUSTOM3_F32", "a b c", _CUSTOM, pointers=True, inplace=True),
+    # ---- ik_llama.cpp's meaning of names that both have ----
+    _op(160, "IK_SSM_CONV", "state x kernel map states?"),
+    _op(161, "IK_SSM_SCAN", "state x dt a b c map"),
+    _op(162, "SUM_DIM", "x", _words("i32", "dim")),  # SUM_ROWS with a dimension other than 0
+    _op(163, "GATHER", "x ids"),  # GET_ROWS along dimension 0
+    _op(164, "FLASH_ATTN_ROWS", "q k v mask? sinks? rows", _FLASH_ATTN),  # FLASH_ATTN_EXT over listed cache rows
 )
 
 OP_BY_ID: Mapping[int, OpSpec] = MappingProxyType({o.id: o for o in OPS})

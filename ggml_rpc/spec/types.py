@@ -14,7 +14,7 @@ class TypeSpec:
     Parameters
     ----------
     id : int
-        Internal id, the number of the type in protocol 8.0.0.
+        Internal id: the number of the type in protocol 8.0.0, or in ik_llama.cpp for the types that only it has.
     name : str
         Name as in GGUF tools, upper case.
     block : int
@@ -25,6 +25,8 @@ class TypeSpec:
         Whether clients treat the type as quantised (they then send INIT_TENSOR for odd row lengths).
     row_meta : int
         Extra bytes at the start of every row; 0 for all types of llama.cpp.
+    row_group : int
+        Rows that are interleaved: so many follow each other in one run of memory, and none can be read alone.
     """
 
     id: int
@@ -33,6 +35,7 @@ class TypeSpec:
     bytes: int
     is_quantized: bool = False
     row_meta: int = 0
+    row_group: int = 1
 
     def row_bytes(self, ne0: int) -> int:
         """Return the bytes of one row of `ne0` elements.
@@ -51,11 +54,13 @@ def _plain(id: int, name: str, bytes: int) -> TypeSpec:
     return TypeSpec(id, name, 1, bytes)
 
 
-def _quant(id: int, name: str, block: int, bytes: int) -> TypeSpec:
-    return TypeSpec(id, name, block, bytes, is_quantized=True)
+def _quant(id: int, name: str, block: int, bytes: int, *, header: int = 0, group: int = 1) -> TypeSpec:
+    return TypeSpec(id, name, block, bytes, is_quantized=True, row_meta=header, row_group=group)
 
 
-# Ids that are missing (4, 5, 31 to 33, 36 to 38) are dead: they once named types that no longer exist.
+# Ids that are missing below 43 (4, 5, 31 to 33, 36 to 38) are dead: they once named types that no longer exist. From
+# 133 on they are ik_llama.cpp's; its types that only a backend makes for itself (Q8_K16 and the like) never travel and
+# are missing, as are the packings for old ARM cores (31 to 33) and I2_S (36), which has no product.
 TYPES: tuple[TypeSpec, ...] = (
     _plain(0, "F32", 4),
     _plain(1, "F16", 2),
@@ -92,6 +97,55 @@ TYPES: tuple[TypeSpec, ...] = (
     _quant(40, "NVFP4", 64, 36),
     _quant(41, "Q1_0", 128, 18),
     _quant(42, "Q2_0", 64, 18),
+    _quant(133, "Q6_0", 32, 26),
+    _quant(134, "IQ1_BN", 64, 13, header=2),
+    _quant(135, "IQ2_BN", 64, 16, header=4),
+    _quant(137, "IQ2_K", 256, 76),
+    _quant(138, "IQ3_K", 256, 110),
+    _quant(139, "IQ4_K", 256, 144),
+    _quant(140, "IQ5_K", 256, 176),
+    _quant(141, "IQ6_K", 256, 212),
+    _quant(144, "IQ4_KS", 256, 136, header=4),
+    _quant(145, "IQ2_KS", 256, 70, header=2),
+    _quant(146, "IQ4_KSS", 256, 128, header=4),
+    _quant(151, "Q8_KV", 32, 32, header=8),
+    _quant(152, "IQ5_KS", 256, 168, header=4),
+    _quant(153, "IQ2_KT", 256, 68, header=4),
+    _quant(154, "IQ3_KT", 256, 100, header=4),
+    _quant(155, "IQ4_KT", 256, 128, header=4),
+    _quant(156, "IQ3_KS", 256, 102, header=2),
+    _quant(157, "IQ2_KL", 256, 86, header=2),
+    _quant(158, "IQ1_KT", 256, 56, header=4),
+    _quant(202, "Q4_0_R8", 32, 18, group=8),
+    _quant(206, "Q5_0_R4", 32, 22, group=4),
+    _quant(208, "Q8_0_R8", 32, 34, group=8),
+    _quant(210, "Q2_K_R4", 256, 84, group=4),
+    _quant(211, "Q3_K_R4", 256, 110, group=4),
+    _quant(212, "Q4_K_R4", 256, 144, group=4),
+    _quant(213, "Q5_K_R4", 256, 176, group=4),
+    _quant(214, "Q6_K_R4", 256, 210, group=4),
+    _quant(216, "IQ2_XXS_R4", 256, 66, group=4),
+    _quant(217, "IQ2_XS_R4", 256, 74, group=4),
+    _quant(218, "IQ3_XXS_R4", 256, 98, group=4),
+    _quant(219, "IQ1_S_R4", 32, 6, header=2, group=4),
+    _quant(220, "IQ4_NL_R4", 32, 18, group=4),
+    _quant(221, "IQ3_S_R4", 256, 110, group=4),
+    _quant(222, "IQ2_S_R4", 256, 82, group=4),
+    _quant(223, "IQ4_XS_R8", 256, 136, group=8),
+    _quant(229, "IQ1_M_R4", 32, 7, header=2, group=4),
+    TypeSpec(230, "BF16_R16", 1, 2, row_group=16),
+    _quant(233, "Q6_0_R4", 32, 26, group=4),
+    _quant(335, "IQ2_BN_R4", 64, 16, header=4, group=4),
+    _quant(337, "IQ2_K_R4", 256, 76, group=4),
+    _quant(338, "IQ3_K_R4", 256, 110, group=4),
+    _quant(339, "IQ4_K_R4", 256, 144, group=4),
+    _quant(340, "IQ5_K_R4", 256, 176, group=4),
+    _quant(344, "IQ4_KS_R4", 256, 136, header=4, group=4),
+    _quant(352, "IQ5_KS_R4", 256, 168, header=4, group=4),
+    _quant(353, "MXFP4_R8", 32, 17, group=8),
+    _quant(397, "Q8_K_R16", 256, 258, group=16),
+    _quant(398, "Q8_KV_R8", 32, 32, header=4, group=8),
+    _quant(399, "Q8_K_R8", 256, 258, group=8),
 )
 
 TYPE_BY_ID: Mapping[int, TypeSpec] = MappingProxyType({t.id: t for t in TYPES})

@@ -2,11 +2,17 @@
 
 from libc.string cimport memset, strncpy
 
+from ggml_rpc.native cimport MAX_ENUM_PARAMS, MAX_ENUM_VALUE
+
 from ggml_rpc.spec import limits
 from ggml_rpc.spec.commands import Command, ReplyKind
 from ggml_rpc.spec.dialects import GraphCache, HashCacheRule
+from ggml_rpc.spec.ops import OPS
 
 cdef int _NONE = -1
+
+# In the order of EnumTable in csrc/wire/dialect.h.
+ENUMS = ("unary", "glu", "prec", "pool", "sort_order", "scale_mode", "tri", "op_hint")
 
 
 cdef _offset(fields, name):
@@ -36,12 +42,28 @@ cdef class Codec:
         cdef int i
         for i in range(256):
             t.op_of[i] = dialect.ops[i] if i < len(dialect.ops) else _NONE
-        for i in range(64):
-            t.unary_of[i] = dialect.unary[i] if i < len(dialect.unary) else _NONE
-        for i in range(32):
-            t.glu_of[i] = dialect.glu[i] if i < len(dialect.glu) else _NONE
         for i in range(512):
             t.type_of[i] = dialect.types[i] if i < len(dialect.types) else _NONE
+        self._enums(dialect)
+        t.kv_bound = dialect.kv_bound
+        t.ik_meaning = dialect.ik_meaning
+
+    cdef _enums(self, dialect):
+        cdef DialectTable *t = &self.table
+        cdef int i, value
+        tables = {**dialect.enums, "unary": dict(enumerate(dialect.unary)), "glu": dict(enumerate(dialect.glu))}
+        for i, name in enumerate(ENUMS):
+            for value in range(MAX_ENUM_VALUE + 1):
+                t.enum_of[i][value] = tables[name].get(value, _NONE)
+        params = [(o, p) for o in OPS for p in o.params if p.enum is not None]
+        if len(params) > MAX_ENUM_PARAMS:
+            raise ValueError(f"{len(params)} parameters are enumerations, the table holds {MAX_ENUM_PARAMS}")
+        t.n_enum_params = len(params)
+        for i, (op, param) in enumerate(params):
+            t.enum_params[i].op = op.id
+            t.enum_params[i].word = param.word
+            t.enum_params[i].mask = param.mask
+            t.enum_params[i].table = ENUMS.index(param.enum)
 
     cdef _record(self, record):
         cdef DialectTable *t = &self.table
@@ -86,12 +108,16 @@ cdef class Codec:
         t.graph_n_nodes = _offset(graph, "n_nodes")
         t.recompute_device = _NONE
         t.recompute_uid = _NONE
+        t.recompute_offsets = _NONE
+        t.keeps_graph = Command.GRAPH_RECOMPUTE in dialect.commands
         if Command.GRAPH_RECOMPUTE in dialect.commands:
             recompute = dialect.request_fields(Command.GRAPH_RECOMPUTE)
             t.recompute_device = _offset(recompute, "device")
             t.recompute_uid = _offset(recompute, "uid")
+            t.recompute_offsets = _offset(recompute, "n_view_offs")
         t.graph_cache_max = limits.GRAPH_CACHE_MAX if dialect.graph_cache is GraphCache.BY_UID else 0
         t.device_field = dialect.has_devices
         t.alloc_size_has_srcs = dialect.alloc_size_has_srcs
         t.compute_flag = dialect.compute_flag
+        t.graph_status = dialect.graph_status_reply
         t.cache_by_flag = dialect.hash_cache_rule is HashCacheRule.FLAG

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ggml_rpc.spec.enums import TensorFlag
+from ggml_rpc.wire._codec import Codec
 from tests.ops.tolerances import check
-from tests.support.device import CODEC, LLAMA_8_0, POISON, Bench
+from tests.support.device import LLAMA_8_0, POISON, Bench
 from tests.support.wiretensor import Tensor, graph_payload
 
 EPS = 1e-5
@@ -153,7 +154,7 @@ def untouched(bench: Bench, t: Tensor) -> bool:
 
 def run_as_counted(bench: Bench, nodes: list[Tensor]) -> None:
     """Run nodes with the `use_count` that they carry: the client's, which may be more than this graph shows."""
-    bench.device.compile(CODEC, graph_payload(LLAMA_8_0, nodes, count_uses=False), [bench.buffer]).run()
+    bench.device.compile(Codec(LLAMA_8_0), graph_payload(LLAMA_8_0, nodes, count_uses=False), [bench.buffer]).run()
 
 
 def verify(bench: Bench, c: Chain, stored: list[bool]) -> None:

@@ -11,6 +11,7 @@ from ggml_rpc.spec.types import TYPE_BY_ID, TYPE_BY_NAME, TYPES
 
 NOOPS = {"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"}
 POINTERS = {"MAP_CUSTOM1", "MAP_CUSTOM2", "MAP_CUSTOM3", "CUSTOM"}
+POINTERS |= {"MAP_UNARY", "MAP_BINARY", "MAP_CUSTOM1_F32", "MAP_CUSTOM2_F32", "MAP_CUSTOM3_F32"}  # ik_llama.cpp
 # Ops that allocators of stock clients may compute in place (their own list), all of which must be allowed here.
 CLIENT_INPLACE = {
     *("FILL", "SCALE", "DIAG_MASK_ZERO", "DIAG_MASK_INF", "ADD", "ADD_ID", "ADD1", "SUB", "MUL", "DIV", "SQR"),

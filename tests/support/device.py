@@ -8,13 +8,13 @@ import numpy as np
 
 from ggml_rpc.devices._device import NativeDevice
 from ggml_rpc.spec.dialects import DEFAULT as LLAMA_8_0
+from ggml_rpc.spec.dialects import Dialect
 from ggml_rpc.spec.enums import TensorFlag
 from ggml_rpc.spec.ops import OP_BY_NAME
 from ggml_rpc.spec.types import TYPE_BY_ID, TYPE_BY_NAME
 from ggml_rpc.wire._codec import Codec
 from tests.support.wiretensor import Tensor, default_strides, graph_payload
 
-CODEC = Codec(LLAMA_8_0)
 ALIGNMENT = 64
 POISON = 0xCB  # a NaN in no float type, but far from any result, so that an unwritten element shows
 
@@ -40,10 +40,14 @@ class Bench:
         Where to run.
     size : int
         Bytes for all tensors of the test.
+    dialect : Dialect
+        How graphs reach the device. Values of enumerations in `params` are this dialect's.
     """
 
-    def __init__(self, device: NativeDevice, size: int = 16 << 20) -> None:
+    def __init__(self, device: NativeDevice, size: int = 16 << 20, dialect: Dialect = LLAMA_8_0) -> None:
         self.device = device
+        self.dialect = dialect
+        self.codec = Codec(dialect)
         self.buffer = device.alloc(size)
         self.memory = np.frombuffer(self.buffer, dtype=np.uint8)
         self.memory[:] = POISON
@@ -136,7 +140,7 @@ class Bench:
 
     def compile(self, nodes: Sequence[Tensor]):
         """Return the plan for a graph of these nodes, in this order."""
-        return self.device.compile(CODEC, graph_payload(LLAMA_8_0, list(nodes)), [self.buffer])
+        return self.device.compile(self.codec, graph_payload(self.dialect, list(nodes)), [self.buffer])
 
     def run(self, *nodes: Tensor) -> None:
         """Compute the nodes in this order."""

@@ -58,8 +58,10 @@ class Tensor:
         t = TYPE_BY_ID[self.type]
         if t.block == 1:
             return t.bytes + sum((n - 1) * b for n, b in zip(self.ne, self.nb, strict=True))
-        return self.ne[0] * self.nb[0] // t.block + sum(
-            (n - 1) * b for n, b in zip(self.ne[1:], self.nb[1:], strict=True)
+        return (
+            t.row_meta
+            + self.ne[0] * self.nb[0] // t.block
+            + sum((n - 1) * b for n, b in zip(self.ne[1:], self.nb[1:], strict=True))
         )
 
     def pack(self, dialect: dialects.Dialect) -> bytes:
@@ -90,7 +92,7 @@ class Tensor:
 def default_strides(type: int, ne: Sequence[int]) -> list[int]:
     """Return the byte strides of a tensor without gaps."""
     t = TYPE_BY_ID[type]
-    nb = [t.bytes, t.bytes * (ne[0] // t.block)]
+    nb = [t.bytes, t.row_bytes(ne[0])]
     for n in ne[1:3]:
         nb.append(nb[-1] * n)
     return nb

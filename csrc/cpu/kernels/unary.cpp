@@ -119,7 +119,8 @@ bool prepare_unary(PlanBuilder& builder, const Tensor& node) {
         {apply<op_round>, 1},       {apply<op_trunc>, 1},
     };
     const int32_t kind = node.params[0];
-    if (kind < 0 || kind >= UNARY_COUNT_) return builder.unsupported(node, "unary kind %d", kind);
+    if (kind < 0 || kind >= UNARY_COUNT_ || KIND[kind].fn == nullptr)
+        return builder.unsupported(node, "unary kind %d", kind);
     const float params[4] = {param_f32(node, 1), param_f32(node, 2), param_f32(node, 3), param_f32(node, 4)};
     return add_step(builder, node, KIND[kind].fn, KIND[kind].cost, params, 4);
 }

@@ -1,12 +1,22 @@
-"""The registry of wire dialects. A new dialect is one file and one entry in `DIALECTS`."""
+"""The registry of wire dialects. A new dialect is one file in this folder: its `TABLES` are found by themselves."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from .base import DEAD, Dialect, Field, GraphCache, HashCacheRule, RecordLayout, derive
-from .llama_7_0 import LLAMA_7_0
 from .llama_8_0 import LLAMA_8_0
 
-DIALECTS: tuple[Dialect, ...] = (LLAMA_7_0, LLAMA_8_0)
+
+def _tables() -> tuple[Dialect, ...]:
+    modules = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name.startswith(("llama_", "ik_")))
+    found = [d for name in modules for d in importlib.import_module(f"{__name__}.{name}").TABLES]
+    # llama.cpp first; stable, so that tables of one number keep the order in which they came.
+    return tuple(sorted(found, key=lambda d: (d.ik_meaning, d.announce)))
+
+
+DIALECTS: tuple[Dialect, ...] = _tables()
 
 DEFAULT: Dialect = LLAMA_8_0
 

@@ -150,6 +150,10 @@ class Dialect:
         Wire number -> internal id, DEAD where the number names nothing.
     enums : mapping of str to mapping of int to int
         For each enumeration of op parameters: wire value -> internal value.
+    kv_bound : bool
+        FLASH_ATTN_EXT's word 4 bounds the used cache (from 6.0.0); elsewhere it is not read.
+    ik_meaning : bool
+        Some ops have parameters as ik_llama.cpp means them, and an index out of range names a row of zeros.
     """
 
     name: str
@@ -177,6 +181,8 @@ class Dialect:
     glu: tuple[int, ...]
     types: tuple[int, ...]
     enums: Mapping[str, Mapping[int, int]] = field(repr=False)
+    kv_bound: bool
+    ik_meaning: bool
 
     # ---- Requests ------------------------------------------------------------------------------------------------
 
@@ -302,9 +308,20 @@ def op_table(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(OP_BY_NAME[name].id for name in names)
 
 
-def insert(table: tuple[int, ...], at: int, *ids: int) -> tuple[int, ...]:
-    """Return `table` with `ids` put in at wire number `at`; later numbers move up."""
-    return (*table[:at], *ids, *table[at:])
+def insert_ops(table: tuple[int, ...], at: int, *names: str) -> tuple[int, ...]:
+    """Return an op table with the named ops put in at wire number `at`; later numbers move up."""
+    return (*table[:at], *op_table(names), *table[at:])
+
+
+def without_ops(table: tuple[int, ...], *names: str) -> tuple[int, ...]:
+    """Return an op table without the named ops; later numbers move down.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not in the table.
+    """
+    return without(table, *op_table(names))
 
 
 def without(table: tuple[int, ...], *ids: int) -> tuple[int, ...]:
@@ -319,6 +336,23 @@ def without(table: tuple[int, ...], *ids: int) -> tuple[int, ...]:
     if absent:
         raise ValueError(f"ids {absent} are not in the table")
     return tuple(i for i in table if i not in ids)
+
+
+def without_types(table: tuple[int, ...], *names: str) -> tuple[int, ...]:
+    """Return a type table in which the named types are dead; dead numbers at its end are cut off.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not in the table.
+    """
+    gone = {TYPE_BY_NAME[name].id for name in names}
+    if not gone <= set(table):
+        raise ValueError(f"ids {sorted(gone - set(table))} are not in the table")
+    rest = [DEAD if i in gone else i for i in table]
+    while rest[-1] == DEAD:
+        rest.pop()
+    return tuple(rest)
 
 
 def type_table(numbers: Mapping[int, str], count: int) -> tuple[int, ...]:

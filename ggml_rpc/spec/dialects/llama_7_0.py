@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from ..commands import Command
 from ..enums import GluKind, OpHint, PoolKind, Prec, ScaleMode, SortOrder, TriKind, UnaryKind
-from ..types import TYPE_BY_ID, TYPE_COUNT
+from ..types import TYPE_BY_ID
 from .base import DEAD, Dialect, GraphCache, HashCacheRule, RecordLayout, op_table
 
 _COMMANDS = (
@@ -43,6 +43,10 @@ RWKV_WKV6 GATED_LINEAR_ATTN RWKV_WKV7 SOLVE_TRI GATED_DELTA_NET LIGHTNING_INDEXE
 UNARY MAP_CUSTOM1 MAP_CUSTOM2 MAP_CUSTOM3 CUSTOM CROSS_ENTROPY_LOSS CROSS_ENTROPY_LOSS_BACK OPT_STEP_ADAMW OPT_STEP_SGD
 GLU
 """
+
+
+_UNARY = (kind for kind in UnaryKind if kind <= UnaryKind.TRUNC)
+_TYPE_COUNT = 43
 
 
 def _same(kinds: Iterable[IntEnum]) -> Mapping[int, int]:
@@ -82,9 +86,9 @@ LLAMA_7_0 = Dialect(
     compute_flag=True,
     graph_cache=GraphCache.LAST,
     ops=op_table(_OPS.split()),
-    unary=tuple(int(k) for k in UnaryKind),
+    unary=tuple(int(k) for k in _UNARY),
     glu=tuple(int(k) for k in GluKind),
-    types=tuple(i if i in TYPE_BY_ID else DEAD for i in range(TYPE_COUNT)),
+    types=tuple(i if i in TYPE_BY_ID else DEAD for i in range(_TYPE_COUNT)),
     enums=MappingProxyType(
         {
             "prec": _same(Prec),
@@ -95,4 +99,8 @@ LLAMA_7_0 = Dialect(
             "op_hint": _same(OpHint),
         }
     ),
+    kv_bound=True,
+    ik_meaning=False,
 )
+
+TABLES = (LLAMA_7_0,)

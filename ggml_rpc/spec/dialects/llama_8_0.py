@@ -24,3 +24,5 @@ LLAMA_8_0 = derive(
     graph_uid=True,
     graph_cache=GraphCache.BY_UID,
 )
+
+TABLES = (LLAMA_8_0,)
