@@ -115,6 +115,7 @@ cdef extern from "wire/dialect.h" namespace "ggr" nogil:
         bint graph_status
         bint keeps_graph
         bint kv_bound
+        bint set_rows_by_view
         bint ik_meaning
 
 

@@ -16,15 +16,13 @@ constexpr uint64_t BASE_GAP = uint64_t{1} << 20;
 constexpr uint64_t BASE_LIMIT = uint64_t{1} << 62;
 // A payload buffer larger than this is given back after the message.
 constexpr size_t KEEP_PAYLOAD = size_t{1} << 20;
+// ik_llama.cpp's CPU buffers come out so much larger than asked for, and its clients take the size that they are told.
+constexpr uint64_t IK_EXTRA_BYTES = 32;
 
 }  // namespace
 
 Session::Session(Transport transport, SessionConfig config)
-    : stream_(transport),
-      config_(std::move(config)),
-      dialect_(*config_.dialect),
-      lines_(config_.devices.size()),
-      next_base_(FIRST_BASE) {
+    : stream_(transport), config_(std::move(config)), lines_(config_.devices.size()), next_base_(FIRST_BASE) {
     stream_.deadline(config_.hello_deadline_ns);
 }
 
@@ -51,25 +49,44 @@ void Session::trace(const char* format, ...) {
     va_start(args, format);
     std::vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    config_.trace(config_.trace_context, line);
+    config_.trace(config_.context, line);
+}
+
+void Session::choose(std::vector<const DialectTable*> tables, bool report) {
+    tables_ = std::move(tables);
+    dialect_ = tables_[0];
+    report_first_ = report;
+    greeted_ = true;
+}
+
+// Before HELLO no table is chosen; its number and sizes are the same in all.
+bool Session::hello_header(uint8_t byte, Error* err) {
+    if (byte != CMD_HELLO) return err->fail(Code::protocol, "command byte %u: HELLO must come first", byte);
+    command_ = CMD_HELLO;
+    if (length_ > static_cast<uint64_t>(CONN_CAPS_BYTES))
+        return err->fail(Code::protocol, "HELLO: a payload of %llu bytes, it must be 0 or %d",
+                         static_cast<unsigned long long>(length_), CONN_CAPS_BYTES);
+    return true;
 }
 
 bool Session::header(Error* err) {
     if (!stream_.await(err) || !runs_succeed(err)) return false;
     uint8_t head[REQUEST_HEADER_BYTES];
     if (!stream_.read(head, sizeof head, "request header", err)) return false;
-    command_ = dialect_.command_of[head[0]];
     length_ = load_u64(head + 1);
     ++stats_.commands;
+    if (!greeted_) return hello_header(head[0], err);
+    command_ = -1;
+    for (const DialectTable* table : tables_) command_ = std::max(command_, table->command_of[head[0]]);
+    if (command_ >= 0) narrow_by_length();
     if (command_ < 0)
-        return err->fail(Code::protocol, "command byte %u is not known in dialect %s", head[0], dialect_.name);
+        return err->fail(Code::protocol, "command byte %u is not known in dialect %s", head[0], dialect_->name);
     const char* name = command_name(command_);
-    if (greeted_ != (command_ != CMD_HELLO))
-        return err->fail(Code::protocol, "%s: %s", name, greeted_ ? "a second HELLO" : "HELLO must come first");
-    const int64_t fixed = dialect_.request_bytes[command_];
+    if (command_ == CMD_HELLO) return err->fail(Code::protocol, "%s: a second HELLO", name);
+    const int64_t fixed = dialect_->request_bytes[command_];
     if (fixed != VARIABLE_LENGTH && length_ != static_cast<uint64_t>(fixed))
         return err->fail(Code::protocol, "%s: a payload of %llu bytes, it must be %lld in dialect %s", name,
-                         static_cast<unsigned long long>(length_), static_cast<long long>(fixed), dialect_.name);
+                         static_cast<unsigned long long>(length_), static_cast<long long>(fixed), dialect_->name);
     return true;
 }
 
@@ -88,7 +105,15 @@ bool Session::read_payload(uint64_t size, Error* err) {
 
 Event Session::serve(Error* err) {
     for (;;) {
-        if (!header(err)) return Event::failed;
+        if (!waiting_) {
+            if (!header(err)) return Event::failed;
+            if (greeted_ && report_first_) {
+                report_first_ = false;
+                waiting_ = true;
+                return Event::first_command;
+            }
+        }
+        waiting_ = false;
         const Event event = dispatch(err);
         if (event != Event::none) return event;
     }
@@ -98,13 +123,12 @@ Event Session::dispatch(Error* err) {
     switch (command_) {
         case CMD_HELLO:
             if (!read_payload(length_, err)) return Event::failed;
-            greeted_ = true;
             stream_.deadline(0);
             trace("HELLO: %llu bytes", static_cast<unsigned long long>(length_));
             return Event::hello;
         case CMD_ALLOC_BUFFER:
             if (!read_payload(length_, err) || !device_argument(err)) return Event::failed;
-            argument_ = load_u64(payload_.data() + (dialect_.device_field ? 4 : 0));
+            argument_ = load_u64(payload_.data() + (dialect_->device_field ? 4 : 0));
             trace("ALLOC_BUFFER: device %u, %llu bytes", device_index_, static_cast<unsigned long long>(argument_));
             return Event::alloc_buffer;
         case CMD_FREE_BUFFER:
@@ -142,6 +166,7 @@ bool Session::serve_hot(Error* err) {
         default:
             break;
     }
+    if (command_ == CMD_GRAPH_RECOMPUTE && !recompute_length(err)) return false;
     if (!read_payload(length_, err)) return false;
     const uint8_t* p = payload_.data();
     switch (command_) {
@@ -188,7 +213,7 @@ bool Session::serve_hot(Error* err) {
 
 // Device queries and ALLOC_BUFFER begin with the device's number, where the dialect has devices.
 bool Session::device_argument(Error* err) {
-    device_index_ = dialect_.device_field ? load_u32(payload_.data()) : 0;
+    device_index_ = dialect_->device_field ? load_u32(payload_.data()) : 0;
     if (device_index_ >= config_.devices.size())
         return err->fail(Code::session, "%s: device %u of %zu", command_name(command_), device_index_,
                          config_.devices.size());
@@ -213,10 +238,11 @@ bool Session::reply(const void* data, uint64_t size, Error* err) {
     return stream_.write(parts, size > 0 ? 2 : 1, err);
 }
 
-bool Session::done(Error* err) { return dialect_.reply[command_] == REPLY_NONE || reply(nullptr, 0, err); }
+bool Session::done(Error* err) { return dialect_->reply[command_] == REPLY_NONE || reply(nullptr, 0, err); }
 
 bool Session::allocate(uint32_t device_index, uint64_t size, uint64_t handle, uint64_t* granted, Error* err) {
     if (size == 0) return err->fail(Code::memory, "ALLOC_BUFFER: 0 bytes");
+    if (dialect_->ik_meaning && size <= BASE_LIMIT) size += IK_EXTRA_BYTES;
     if (buffers_.size() >= config_.max_buffers)
         return err->fail(Code::memory, "ALLOC_BUFFER: the session holds %zu buffers already", buffers_.size());
     if (size > BASE_LIMIT || next_base_ > BASE_LIMIT - size)

@@ -17,7 +17,6 @@
 namespace ggr {
 
 struct SessionConfig {
-    const DialectTable* dialect;
     std::vector<Device*> devices;
     uint64_t max_buffers;
     uint64_t max_stored_graph_bytes;
@@ -25,20 +24,22 @@ struct SessionConfig {
     int64_t hello_deadline_ns;
     bool cache;                              // tell the owner of tensors to keep
     void (*trace)(void*, const char* line);  // nullptr, or called with a line for each command
-    void* trace_context;
+    void (*note)(void*, const char* line);   // nullptr, or called with a line for each thing that was inferred
+    void* context;                           // of both
 };
 
 // What serve() comes back for.
 enum class Event : int32_t {
     failed = 0,         // *err says why (Code::closed: the peer left in good order); the session is over
-    hello = 1,          // answer with reply()
+    hello = 1,          // call choose(); answer with reply()
     alloc_buffer = 2,   // answer with reply(), after allocate()
     free_buffer = 3,    // call release(); answer with done()
     device_memory = 4,  // answer with reply()
     tensor_hash = 5,    // answer with reply(), after load() on a hit
     store_tensor = 6,   // `region` was just received and is to be kept in the cache; no answer
     comm = 7,           // answer with done() or reply() as the command demands
-    none = 8,           // (never returned)
+    first_command = 8,  // a client that was given a choice stays; no answer
+    none = 9,           // (never returned)
 };
 
 struct SessionStats {
@@ -57,6 +58,12 @@ class Session {
     Session& operator=(const Session&) = delete;
 
     Event serve(Error* err);
+    // Of HELLO: the tables that the client may speak, at least one. What it sends narrows them down. `report`: come
+    // back with first_command once.
+    void choose(std::vector<const DialectTable*> tables, bool report);
+    // How many tables are left, and the first of them.
+    size_t n_tables() const { return tables_.size(); }
+    const DialectTable* table() const { return dialect_; }
 
     // ---- of the event that serve() returned ----
     int32_t command() const { return command_; }
@@ -110,9 +117,20 @@ class Session {
     };
 
     bool header(Error* err);
+    bool hello_header(uint8_t byte, Error* err);
     bool read_payload(uint64_t size, Error* err);
     Event dispatch(Error* err);
     bool serve_hot(Error* err);
+
+    // ---- Which table (session_tables.cpp) ----
+    // Keep the tables whose bit is set in `fits`. When none is, all stay: the command is refused by the first one's
+    // rules.
+    void narrow(const std::vector<bool>& fits, const char* evidence, ...) __attribute__((format(printf, 3, 4)));
+    void narrow_by_length();
+    void narrow_by_type(const uint8_t* record);
+    bool narrow_by_placement(Error* err);
+    void narrow_by_graph_length();
+    Graph* narrow_by_graph(const std::vector<uint8_t>& payload, Error* err);
 
     bool device_argument(Error* err);
     Buffer* find(uint64_t handle) const;
@@ -133,7 +151,8 @@ class Session {
     bool graph_recompute(Error* err);
     bool start_hash(Error* err);
 
-    bool receive_into(const Region& r, Error* err);
+    // Bytes that came with the header already stand at `early`.
+    bool receive_into(const Region& r, const uint8_t* early, uint64_t n_early, Error* err);
     bool header_2d(const uint8_t* payload, Target* t, uint64_t* size, uint64_t* copies, uint64_t* stride,
                    uint64_t* offset, Error* err) const;
 
@@ -143,7 +162,9 @@ class Session {
     bool finish(uint32_t device, uint64_t number, Error* err);
     bool runs_succeed(Error* err);                  // so far, without waiting
     bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
-    Graph* parse(const std::vector<uint8_t>& payload, Error* err) const;
+    Graph* parse(const DialectTable& table, const std::vector<uint8_t>& payload, Error* err) const;
+    bool recompute_length(Error* err) const;
+    bool move_copies(uint32_t device, Stored* stored, Error* err);
     bool compile(uint32_t device, Graph* graph, Stored* stored, Error* err);
     bool shrink(const Stored* keep, Error* err);
     void drop_plan(uint32_t device, Stored* stored);
@@ -153,8 +174,11 @@ class Session {
 
     Stream stream_;
     const SessionConfig config_;
-    const DialectTable& dialect_;
+    std::vector<const DialectTable*> tables_;  // that the client may speak
+    const DialectTable* dialect_ = nullptr;    // the first of them
+    bool report_first_ = false;
     bool greeted_ = false;
+    bool waiting_ = false;  // a header was read and is to be served
     int32_t command_ = -1;
     uint64_t length_ = 0;
     std::vector<uint8_t> payload_;

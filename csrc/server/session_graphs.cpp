@@ -1,6 +1,7 @@
 // Graphs of a session: compiled once, run in order on the device's queue, kept for GRAPH_RECOMPUTE.
 #include <algorithm>
 #include <cinttypes>
+#include <cstring>
 
 #include "server/session.h"
 #include "wire/pack.h"
@@ -92,10 +93,10 @@ bool Session::submit(uint32_t device, Stored* stored, Error* err) {
     return true;
 }
 
-Graph* Session::parse(const std::vector<uint8_t>& payload, Error* err) const {
+Graph* Session::parse(const DialectTable& table, const std::vector<uint8_t>& payload, Error* err) const {
     // The lookup only reads the map; it is const-free because a device's lookups in general may not be.
     const BufferLookup lookup = {find_buffer, const_cast<void*>(static_cast<const void*>(&buffers_))};
-    return parse_graph(dialect_, payload.data(), payload.size(), lookup, config_.devices.data(),
+    return parse_graph(table, payload.data(), payload.size(), lookup, config_.devices.data(),
                        static_cast<uint32_t>(config_.devices.size()), err);
 }
 
@@ -129,12 +130,14 @@ bool Session::shrink(const Stored* keep, Error* err) {
 
 bool Session::graph_compute(Error* err) {
     const uint64_t limit = static_cast<uint64_t>(MAX_GRAPH_NODES) * 8 +
-                           static_cast<uint64_t>(MAX_GRAPH_TENSORS) * static_cast<uint64_t>(dialect_.tensor.bytes) + 64;
+                           static_cast<uint64_t>(MAX_GRAPH_TENSORS) * static_cast<uint64_t>(dialect_->tensor.bytes) +
+                           64;
     if (length_ > limit)
         return err->fail(Code::protocol, "GRAPH_COMPUTE: a payload of %" PRIu64 " bytes, the limit is %" PRIu64,
                          length_, limit);
     if (!read_payload(length_, err)) return false;
-    Graph* graph = parse(payload_, err);
+    narrow_by_graph_length();
+    Graph* graph = narrow_by_graph(payload_, err);
     if (graph == nullptr) return false;
     const uint32_t device = graph->device;
     const uint64_t uid = graph->uid;
@@ -148,9 +151,9 @@ bool Session::graph_compute(Error* err) {
             stored.buffers.push_back(buffer);
     }
     if (!compile(device, graph, &stored, err)) return false;
-    const bool keyed = dialect_.graph_cache_max > 0 && uid != 0;
-    if (keyed) {
-        stored.packed = pack_payload(payload_, static_cast<size_t>(dialect_.tensor.bytes));
+    const bool keyed = dialect_->graph_cache_max > 0 && uid != 0;
+    if (keyed || dialect_->recompute_offsets >= 0) {
+        stored.packed = pack_payload(payload_, static_cast<size_t>(dialect_->tensor.bytes));
         packed_bytes_ += stored.packed.size();
     }
     Line* l = line(device, err);
@@ -162,7 +165,7 @@ bool Session::graph_compute(Error* err) {
                 drop(device, &l->last);
                 kept = &l->last;
             }
-        } else if (l->by_uid.size() >= static_cast<size_t>(dialect_.graph_cache_max)) {
+        } else if (l->by_uid.size() >= static_cast<size_t>(dialect_->graph_cache_max)) {
             if (finish(device, l->submitted, err)) {
                 for (auto& entry : l->by_uid) drop(device, &entry.second);
                 l->by_uid.clear();
@@ -186,19 +189,88 @@ bool Session::graph_compute(Error* err) {
                          "GRAPH_COMPUTE: the session's stored graphs take %" PRIu64 " bytes, the limit is %" PRIu64,
                          packed_bytes_, config_.max_stored_graph_bytes);
     ++stats_.graphs;
-    return submit(device, kept, err) && shrink(kept, err);
+    if (!submit(device, kept, err) || !shrink(kept, err)) return false;
+    if (!dialect_->graph_status) return true;
+    // The answer is about the run: it waits for it. A run that fails ends the connection like any other.
+    const uint8_t success = 0;
+    return finish(device, l->submitted, err) && reply(&success, 1, err);
+}
+
+// ik_llama.cpp 5.5.5 sends, with each recompute, where the graph's CPY nodes write to now: their offsets in what they
+// view. The graph is read anew with them, so that every check is made again.
+bool Session::move_copies(uint32_t device, Stored* stored, Error* err) {
+    const TensorLayout& l = dialect_->tensor;
+    const uint8_t* request = payload_.data() + dialect_->recompute_offsets;
+    const uint64_t n_places = load_u32(request);
+    if (payload_.size() != static_cast<uint64_t>(dialect_->recompute_offsets) + 4 + 8 * n_places)
+        return err->fail(Code::protocol, "GRAPH_RECOMPUTE: %zu bytes do not hold %" PRIu64 " offsets", payload_.size(),
+                         n_places);
+    std::vector<uint8_t> graph = unpack_payload(stored->packed, static_cast<size_t>(l.bytes));
+    const uint8_t* ids = graph.data() + dialect_->graph_n_nodes + 4;
+    const uint64_t n_nodes = load_u32(ids - 4);
+    uint8_t* records = graph.data() + (ids - graph.data()) + 8 * n_nodes + 4;
+    std::vector<std::pair<uint64_t, uint8_t*>> by_id;
+    for (uint64_t i = 0; i < load_u32(ids + 8 * n_nodes); ++i) {
+        uint8_t* record = records + i * static_cast<uint64_t>(l.bytes);
+        by_id.emplace_back(load_u64(record + l.id), record);
+    }
+    std::sort(by_id.begin(), by_id.end());
+    const auto find = [&](uint64_t id) -> uint8_t* {
+        const auto at = std::lower_bound(by_id.begin(), by_id.end(), std::make_pair(id, (uint8_t*)nullptr));
+        return at == by_id.end() || at->first != id ? nullptr : at->second;
+    };
+    const auto put = [](uint8_t* to, uint64_t value) { std::memcpy(to, &value, sizeof value); };
+    uint64_t place = 0;
+    bool moved = false;
+    for (uint64_t i = 0; i < n_nodes; ++i) {
+        uint8_t* node = find(load_u64(ids + 8 * i));  // it was parsed before: every id is there
+        const uint32_t op = load_u32(node + l.op);
+        if (dialect_->op_of[op] != OP_CPY) continue;
+        if (place == n_places) break;
+        const uint64_t offset = load_u64(request + 4 + 8 * place++);
+        if (offset == load_u64(node + l.view_offs)) continue;
+        uint8_t* base = find(load_u64(node + l.view_src));
+        uint8_t* target = find(load_u64(node + l.src + 8));
+        if (base == nullptr || target == nullptr)
+            return err->fail(Code::graph, "GRAPH_RECOMPUTE: CPY node %" PRIu64 " views nothing that could move", i);
+        const uint64_t data = load_u64(base + l.data) + offset;
+        put(node + l.view_offs, offset);
+        put(node + l.data, data);
+        put(target + l.data, data);
+        if (load_u64(target + l.view_src) != 0) put(target + l.view_offs, offset);
+        moved = true;
+    }
+    if (place != n_places)
+        return err->fail(Code::protocol, "GRAPH_RECOMPUTE: %" PRIu64 " offsets for %" PRIu64 " CPY nodes", n_places,
+                         place);
+    if (!moved) return true;
+    if (!finish(device, stored->last_run, err)) return false;
+    drop_plan(device, stored);
+    packed_bytes_ -= stored->packed.size();
+    stored->packed = pack_payload(graph, static_cast<size_t>(l.bytes));
+    packed_bytes_ += stored->packed.size();
+    return true;
+}
+
+// The one command beside GRAPH_COMPUTE whose payload is read whole and may have any length.
+bool Session::recompute_length(Error* err) const {
+    if (dialect_->recompute_offsets < 0) return true;
+    const uint64_t least = static_cast<uint64_t>(dialect_->recompute_offsets) + 4;
+    if (length_ < least || length_ > least + static_cast<uint64_t>(MAX_GRAPH_NODES) * 8)
+        return err->fail(Code::protocol, "GRAPH_RECOMPUTE: a payload of %" PRIu64 " bytes", length_);
+    return true;
 }
 
 bool Session::graph_recompute(Error* err) {
     const uint8_t* p = payload_.data();
-    const uint32_t device = dialect_.recompute_device >= 0 ? load_u32(p + dialect_.recompute_device) : 0;
-    const uint64_t uid = dialect_.recompute_uid >= 0 ? load_u64(p + dialect_.recompute_uid) : 0;
+    const uint32_t device = dialect_->recompute_device >= 0 ? load_u32(p + dialect_->recompute_device) : 0;
+    const uint64_t uid = dialect_->recompute_uid >= 0 ? load_u64(p + dialect_->recompute_uid) : 0;
     if (device >= config_.devices.size())
         return err->fail(Code::session, "GRAPH_RECOMPUTE: device %u of %zu", device, config_.devices.size());
     trace("GRAPH_RECOMPUTE: device %u, uid %" PRIu64, device, uid);
     Line& l = lines_[device];
     Stored* stored = nullptr;
-    if (dialect_.graph_cache_max == 0) {
+    if (dialect_->graph_cache_max == 0) {
         stored = &l.last;
     } else {
         const auto at = l.by_uid.find(uid);
@@ -206,8 +278,10 @@ bool Session::graph_recompute(Error* err) {
     }
     if (stored == nullptr || (stored->plan == nullptr && stored->packed.empty()))
         return err->fail(Code::session, "GRAPH_RECOMPUTE: device %u holds no graph with uid %" PRIu64, device, uid);
+    if (dialect_->recompute_offsets >= 0 && !move_copies(device, stored, err)) return false;
     if (stored->plan == nullptr) {
-        Graph* graph = parse(unpack_payload(stored->packed, static_cast<size_t>(dialect_.tensor.bytes)), err);
+        Graph* graph =
+            parse(*dialect_, unpack_payload(stored->packed, static_cast<size_t>(dialect_->tensor.bytes)), err);
         if (graph == nullptr || !compile(device, graph, stored, err)) return false;
     }
     ++stats_.recomputes;

@@ -25,9 +25,9 @@ bool plus(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_add_overflo
 // A tensor record that must lie in a buffer of this session.
 bool Session::target(const uint8_t* record, Target* out, Error* err) const {
     const char* name = command_name(command_);
-    read_tensor(dialect_.tensor, record, &out->wire);
+    read_tensor(dialect_->tensor, record, &out->wire);
     out->tensor = Tensor{};
-    if (!check_layout(dialect_, out->wire, name, &out->tensor, err)) return false;
+    if (!check_layout(*dialect_, out->wire, name, &out->tensor, err)) return false;
     out->buffer = find(out->wire.buffer);
     if (out->buffer == nullptr)
         return err->fail(Code::session, "%s: tensor '%s': buffer %016" PRIx64 " is not of this session", name,
@@ -46,12 +46,17 @@ bool Session::range(const Target& t, uint64_t offset, uint64_t length, Error* er
     return true;
 }
 
-bool Session::receive_into(const Region& r, Error* err) {
+bool Session::receive_into(const Region& r, const uint8_t* early, uint64_t n_early, Error* err) {
     Device* device = r.buffer->device;
     for (uint64_t at = 0; at < r.length;) {
         uint64_t mapped = 0;
         uint8_t* host = device->ops->map(device, r.buffer, r.offset + at, r.length - at, true, &mapped, err);
-        if (host == nullptr || !stream_.read(host, mapped, command_name(command_), err) ||
+        if (host == nullptr) return false;
+        const uint64_t here = std::min(mapped, n_early);
+        if (here > 0) std::memcpy(host, early, here);
+        early += here;
+        n_early -= here;
+        if (!stream_.read(host + here, mapped - here, command_name(command_), err) ||
             !device->ops->unmap(device, r.buffer, host, r.offset + at, mapped, true, err))
             return false;
         at += mapped;
@@ -60,22 +65,25 @@ bool Session::receive_into(const Region& r, Error* err) {
 }
 
 bool Session::set_tensor(Error* err) {
-    const uint64_t head = static_cast<uint64_t>(dialect_.set_tensor_header);
+    int32_t longest = 0;
+    for (const DialectTable* table : tables_) longest = std::max(longest, table->set_tensor_header);
+    if (!read_payload(std::min(length_, static_cast<uint64_t>(longest)), err) || !narrow_by_placement(err))
+        return false;
+    const uint64_t head = static_cast<uint64_t>(dialect_->set_tensor_header);
     if (length_ < head)
         return err->fail(Code::protocol, "SET_TENSOR: a payload of %" PRIu64 " bytes, its header has %" PRIu64, length_,
                          head);
-    if (!read_payload(head, err)) return false;
     const uint8_t* p = payload_.data();
-    const uint64_t offset = load_u64(p + dialect_.set_tensor_offset), size = length_ - head;
-    const bool flag = dialect_.set_tensor_flag >= 0 && p[dialect_.set_tensor_flag] != 0;
+    const uint64_t offset = load_u64(p + dialect_->set_tensor_offset), size = length_ - head;
+    const bool flag = dialect_->set_tensor_flag >= 0 && p[dialect_->set_tensor_flag] != 0;
     Target t;
     if (!target(p, &t, err) || !range(t, offset, size, err)) return false;
     trace("SET_TENSOR: '%s' offset %" PRIu64 ", %" PRIu64 " bytes%s", t.wire.name, offset, size,
           flag ? ", to cache" : "");
     if (!settle(*t.buffer, err)) return false;
     region_ = {t.buffer, t.start + offset, size};
-    if (!receive_into(region_, err)) return false;
-    const bool wanted = dialect_.cache_by_flag ? flag : size > static_cast<uint64_t>(HASH_THRESHOLD_BYTES);
+    if (!receive_into(region_, p + head, payload_.size() - head, err)) return false;
+    const bool wanted = dialect_->cache_by_flag ? flag : size > static_cast<uint64_t>(HASH_THRESHOLD_BYTES);
     keep_region_ = config_.cache && wanted && size > 0;
     return true;
 }
@@ -83,7 +91,7 @@ bool Session::set_tensor(Error* err) {
 // Fields of the 2-D commands: rows of `size` bytes, `stride` apart in the tensor, packed on the wire.
 bool Session::header_2d(const uint8_t* p, Target* t, uint64_t* size, uint64_t* copies, uint64_t* stride,
                         uint64_t* offset, Error* err) const {
-    const uint64_t at = static_cast<uint64_t>(dialect_.tensor.bytes);
+    const uint64_t at = static_cast<uint64_t>(dialect_->tensor.bytes);
     *offset = load_u64(p + at);
     *size = load_u64(p + at + 8);
     *copies = load_u64(p + at + 16);
@@ -103,7 +111,7 @@ bool Session::header_2d(const uint8_t* p, Target* t, uint64_t* size, uint64_t* c
 }
 
 bool Session::set_tensor_2d(Error* err) {
-    const uint64_t head = static_cast<uint64_t>(dialect_.tensor.bytes) + 32;
+    const uint64_t head = static_cast<uint64_t>(dialect_->tensor.bytes) + 32;
     if (length_ < head)
         return err->fail(Code::protocol, "SET_TENSOR_2D: the payload of %" PRIu64 " bytes is too short", length_);
     if (!read_payload(head, err)) return false;
@@ -119,13 +127,14 @@ bool Session::set_tensor_2d(Error* err) {
           offset, copies, size, stride);
     if (!settle(*t.buffer, err)) return false;
     for (uint64_t i = 0; i < copies; ++i)
-        if (!receive_into({t.buffer, t.start + offset + i * stride, size}, err)) return false;
+        if (!receive_into({t.buffer, t.start + offset + i * stride, size}, nullptr, 0, err)) return false;
     return true;
 }
 
 bool Session::get_tensor(Error* err) {
     const uint8_t* p = payload_.data();
-    const uint64_t offset = load_u64(p + dialect_.tensor.bytes), size = load_u64(p + dialect_.tensor.bytes + 8);
+    const uint64_t offset = load_u64(p + dialect_->tensor.bytes), size = load_u64(p + dialect_->tensor.bytes + 8);
+    narrow_by_type(p);
     Target t;
     if (!target(p, &t, err) || !range(t, offset, size, err)) return false;
     trace("GET_TENSOR: '%s' offset %" PRIu64 ", %" PRIu64 " bytes", t.wire.name, offset, size);
@@ -181,8 +190,9 @@ bool Session::get_tensor_2d(Error* err) {
 
 bool Session::memset_tensor(Error* err) {
     const uint8_t* p = payload_.data();
-    const uint8_t* fields = p + dialect_.tensor.bytes;
+    const uint8_t* fields = p + dialect_->tensor.bytes;
     const uint64_t offset = load_u64(fields), size = load_u64(fields + 8);
+    narrow_by_type(p);
     Target t;
     if (!target(p, &t, err) || !range(t, offset, size, err)) return false;
     trace("MEMSET_TENSOR: '%s' offset %" PRIu64 ", %" PRIu64 " bytes to %u", t.wire.name, offset, size, fields[16]);
@@ -192,8 +202,9 @@ bool Session::memset_tensor(Error* err) {
 }
 
 bool Session::copy_tensor(Error* err) {
+    narrow_by_type(payload_.data());
     Target src, dst;
-    if (!target(payload_.data(), &src, err) || !target(payload_.data() + dialect_.tensor.bytes, &dst, err))
+    if (!target(payload_.data(), &src, err) || !target(payload_.data() + dialect_->tensor.bytes, &dst, err))
         return false;
     const Tensor &a = src.tensor, &b = dst.tensor;
     bool alike = a.type == b.type && same_shape(a, b);
@@ -211,10 +222,11 @@ bool Session::copy_tensor(Error* err) {
 
 // No type needs preparation here; the request is only checked. A handle that is not known is legal.
 bool Session::init_tensor(Error* err) {
+    narrow_by_type(payload_.data());
     Target t;
     t.tensor = Tensor{};
-    read_tensor(dialect_.tensor, payload_.data(), &t.wire);
-    if (!check_layout(dialect_, t.wire, command_name(command_), &t.tensor, err)) return false;
+    read_tensor(dialect_->tensor, payload_.data(), &t.wire);
+    if (!check_layout(*dialect_, t.wire, command_name(command_), &t.tensor, err)) return false;
     if (Buffer* buffer = find(t.wire.buffer))
         if (!check_placement(t.wire, buffer, command_name(command_), &t.tensor, err)) return false;
     trace("INIT_TENSOR: '%s'", t.wire.name);
@@ -224,18 +236,19 @@ bool Session::init_tensor(Error* err) {
 // Scratch lives on the server, so a tensor needs its plain size, whatever its op and sources.
 bool Session::alloc_size(Error* err) {
     if (!device_argument(err)) return false;
-    const uint8_t* record = payload_.data() + (dialect_.device_field ? 4 : 0);
+    const uint8_t* record = payload_.data() + (dialect_->device_field ? 4 : 0);
+    narrow_by_type(record);
     WireTensor wire;
     Tensor t = {};
-    read_tensor(dialect_.tensor, record, &wire);
-    if (!check_layout(dialect_, wire, command_name(command_), &t, err)) return false;
+    read_tensor(dialect_->tensor, record, &wire);
+    if (!check_layout(*dialect_, wire, command_name(command_), &t, err)) return false;
     const uint64_t size = static_cast<uint64_t>(extent_bytes(t));
-    const int n_src = dialect_.alloc_size_has_srcs ? dialect_.tensor.n_src : 0;
+    const int n_src = dialect_->alloc_size_has_srcs ? dialect_->tensor.n_src : 0;
     for (int i = 0; i < n_src; ++i) {
         WireTensor source;
         Tensor checked = {};
-        read_tensor(dialect_.tensor, record + static_cast<int64_t>(i + 1) * dialect_.tensor.bytes, &source);
-        if (source.id != 0 && !check_layout(dialect_, source, command_name(command_), &checked, err)) return false;
+        read_tensor(dialect_->tensor, record + static_cast<int64_t>(i + 1) * dialect_->tensor.bytes, &source);
+        if (source.id != 0 && !check_layout(*dialect_, source, command_name(command_), &checked, err)) return false;
     }
     trace("GET_ALLOC_SIZE: '%s': %" PRIu64, wire.name, size);
     return reply(&size, sizeof size, err);
@@ -243,8 +256,9 @@ bool Session::alloc_size(Error* err) {
 
 bool Session::start_hash(Error* err) {
     const uint8_t* p = payload_.data();
-    const uint64_t offset = load_u64(p + dialect_.tensor.bytes);
-    argument_ = load_u64(p + dialect_.tensor.bytes + 8);
+    const uint64_t offset = load_u64(p + dialect_->tensor.bytes);
+    argument_ = load_u64(p + dialect_->tensor.bytes + 8);
+    narrow_by_type(p);
     Target t;
     if (!target(p, &t, err) || !range(t, offset, 0, err)) return false;
     region_ = {t.buffer, t.start + offset, t.extent - offset};

@@ -79,6 +79,8 @@ class Options:
         Dialects and their own ports.
     graph_timeout : float
         Seconds; 0 is no limit.
+    explain : bool
+        Log what is inferred about each client's protocol.
     """
 
     host: str
@@ -89,6 +91,7 @@ class Options:
     cache: bool
     protocols: tuple[Protocol, ...]
     graph_timeout: float
+    explain: bool
 
 
 def _integer(text: str, low: int, high: int, what: str) -> int:
@@ -171,10 +174,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("-c", "--cache", action="store_true", help="keep large tensors in a folder; every client can then read them")
     add(
         "--proto",
-        default="8.0",
+        default="auto",
         metavar="LIST",
-        help="protocol to speak (8.0), or several with ports: 8.0,7.0@50053",
+        help="protocol to speak: auto (what fits the client), a name, or several with ports: auto,7.0@50053",
     )
+    add("--explain", action="store_true", help="say of each client which protocol it speaks, and how that shows")
     add(
         "--graph-timeout",
         type=parse_seconds,
@@ -214,6 +218,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         cache=given.cache,
         protocols=protocols,
         graph_timeout=given.graph_timeout,
+        explain=given.explain,
     )
 
 
@@ -275,11 +280,12 @@ def cache_folder() -> Path:
 
 def start_text(server: Server, cache: Path | None) -> str:
     """Return what a started server says about itself, in the layout of stock servers."""
-    spoken = [
-        (protocol.dialect.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)
-    ]
-    lines = [f"Starting RPC server v{spoken[0][0]}", f"  endpoint       : {spoken[0][1]}"]
-    lines += [f"  endpoint       : {endpoint} (v{version})" for version, endpoint in spoken[1:]]
+    spoken = [(protocol.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)]
+    first = server.protocols[0].dialect or dialects.DEFAULT
+    lines = [f"Starting RPC server v{first.name}", f"  endpoint       : {spoken[0][1]}"]
+    if server.protocols[0].dialect is None:
+        lines[0] += ", or what fits the client"
+    lines += [f"  endpoint       : {endpoint} ({name})" for name, endpoint in spoken[1:]]
     lines += [f"  local cache    : {f'{cache}/' if cache else 'n/a'}", "Devices:"]
     lines += [device_line(device.name, device.description, *device.memory()) for device in server.devices]
     return "\n".join(lines)
@@ -313,6 +319,7 @@ def serve(options: Options) -> None:
             protocols=options.protocols,
             cache_dir=cache,
             graph_timeout=options.graph_timeout,
+            explain=options.explain,
             trace=debugging(),
         )
         server.start()

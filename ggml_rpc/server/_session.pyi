@@ -16,18 +16,22 @@ class Event(IntEnum):
     TENSOR_HASH = 5
     STORE_TENSOR = 6
     COMM = 7
+    FIRST_COMMAND = 8
 
 class Session:
     def __init__(
         self,
         fd: int,
-        codec: Codec,
         devices: Sequence[NativeDevice],
         *,
         hello_seconds: float,
         cache: bool = False,
         trace: Callable[[str], None] | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None: ...
+    def choose(self, codecs: Sequence[Codec], *, report: bool = False) -> None: ...
+    @property
+    def tables(self) -> tuple[int, str]: ...
     def close(self) -> None: ...
     def serve(self) -> Event: ...
     @property

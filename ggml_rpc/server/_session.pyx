@@ -28,7 +28,6 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         pass
 
     cdef cppclass SessionConfig:
-        const DialectTable *dialect
         vector[Device *] devices
         uint64_t max_buffers
         uint64_t max_stored_graph_bytes
@@ -36,7 +35,8 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         int64_t hello_deadline_ns
         cbool cache
         void (*trace)(void *, const char *) noexcept nogil
-        void *trace_context
+        void (*note)(void *, const char *) noexcept nogil
+        void *context
 
     cdef cppclass SessionStats:
         uint64_t commands
@@ -48,6 +48,9 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
     cdef cppclass NativeSession "ggr::Session":
         NativeSession(Transport, SessionConfig)
         NativeEvent serve(Error *)
+        void choose(vector[const DialectTable *], cbool)
+        size_t n_tables()
+        const DialectTable *table()
         int32_t command()
         const vector[uint8_t] &payload()
         uint32_t device_index()
@@ -75,11 +78,17 @@ class Event(IntEnum):
     TENSOR_HASH = 5
     STORE_TENSOR = 6
     COMM = 7
+    FIRST_COMMAND = 8
 
 
 cdef void _trace(void *context, const char *line) noexcept nogil:
     with gil:
-        (<object> context)(line.decode("utf-8", "replace"))
+        (<Session> context).trace(line.decode("utf-8", "replace"))
+
+
+cdef void _note(void *context, const char *line) noexcept nogil:
+    with gil:
+        (<Session> context).note(line.decode("utf-8", "replace"))
 
 
 cdef class Session:
@@ -89,8 +98,6 @@ cdef class Session:
     ----------
     fd : int
         Connected socket; stays the caller's, who closes it after the session.
-    codec : Codec
-        The dialect to speak.
     devices : sequence of NativeDevice
         What the client sees as device 0, 1, ...
     hello_seconds : float
@@ -99,20 +106,23 @@ cdef class Session:
         Report tensors that are to be kept.
     trace : callable, optional
         Called with a line of text for each command.
+    note : callable, optional
+        Called with a line of text for each thing that was inferred about the client's dialect.
     """
 
     cdef NativeSession *native
-    cdef Codec codec
+    cdef list codecs
     cdef list devices
     cdef object trace
+    cdef object note
 
-    def __cinit__(self, int fd, Codec codec, devices, *, double hello_seconds, bint cache=False, trace=None):
+    def __cinit__(self, int fd, devices, *, double hello_seconds, bint cache=False, trace=None, note=None):
         cdef SessionConfig config
         cdef NativeDevice device
-        self.codec = codec
+        self.codecs = []
         self.devices = list(devices)
         self.trace = trace
-        config.dialect = &codec.table
+        self.note = note
         for device in self.devices:
             config.devices.push_back(device.device)
         config.max_buffers = limits.MAX_BUFFERS_PER_SESSION
@@ -121,9 +131,12 @@ cdef class Session:
         config.hello_deadline_ns = monotonic_ns() + <int64_t> (hello_seconds * 1e9)
         config.cache = cache
         config.trace = NULL
+        config.note = NULL
         if trace is not None:
             config.trace = _trace
-        config.trace_context = <void *> trace
+        if note is not None:
+            config.note = _note
+        config.context = <void *> self
         self.native = new NativeSession(tcp_transport(fd), config)
 
     def __dealloc__(self):
@@ -160,6 +173,36 @@ cdef class Session:
         if event == 0:
             raise_error(&err)
         return Event(event)
+
+    def choose(self, codecs, *, bint report=False):
+        """After HELLO: set the tables that the client may speak; what it sends will narrow them down.
+
+        Parameters
+        ----------
+        codecs : sequence of Codec
+            At least one; all must have the same replies.
+        report : bool
+            Let `serve` return FIRST_COMMAND when the client sends its first command.
+
+        Raises
+        ------
+        ValueError
+            If there is no table.
+        """
+        cdef vector[const DialectTable *] tables
+        cdef Codec codec
+        if not codecs:
+            raise ValueError("a session needs at least one table")
+        self.codecs = list(codecs)
+        for codec in self.codecs:
+            tables.push_back(&codec.table)
+        self.open().choose(tables, report)
+
+    @property
+    def tables(self) -> tuple[int, str]:
+        """How many tables the client may still speak, and the name of the first."""
+        cdef NativeSession *native = self.open()
+        return native.n_tables(), (<const char *> native.table().name).decode()
 
     @property
     def command(self) -> Command:

@@ -14,13 +14,13 @@ from types import TracebackType
 
 from ggml_rpc import devices as local
 from ggml_rpc.devices import NativeDevice
-from ggml_rpc.spec import dialects, limits
-from ggml_rpc.spec.dialects import Dialect
+from ggml_rpc.spec import limits
 from ggml_rpc.transport import tcp
-from ggml_rpc.wire._codec import Codec
 
 from .cache import TensorCache
 from .connection import Connection
+from .offers import Offers
+from .protocols import AUTO, Protocol, parse_protocols
 
 log = logging.getLogger(__name__)
 
@@ -31,50 +31,10 @@ ACCEPT_PAUSE_SECONDS = 0.1
 JOIN_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """A dialect to speak and the port to speak it on.
-
-    Parameters
-    ----------
-    dialect : Dialect
-        What is announced and understood.
-    port : int, optional
-        Its own port; None for the server's.
-    """
-
-    dialect: Dialect
-    port: int | None = None
-
-
-def parse_protocols(text: str) -> list[Protocol]:
-    """Parse `8.0` or a list such as `8.0,7.0@50053`.
-
-    Raises
-    ------
-    ValueError
-        If a protocol is not known, a port is not a number, or two of them would share a port.
-    """
-    out: list[Protocol] = []
-    for part in text.split(","):
-        name, at, port = part.strip().partition("@")
-        try:
-            dialect = dialects.find(name)
-        except KeyError as e:
-            raise ValueError(e.args[0]) from None
-        if at and not (port.isdecimal() and int(port) < 1 << 16):
-            raise ValueError(f"protocol {part.strip()!r}: {port!r} is no port")
-        out.append(Protocol(dialect, int(port) if at else None))
-    ports = [p.port for p in out if p.port != 0]
-    if len(set(ports)) != len(ports):
-        raise ValueError(f"protocols {text!r}: each needs a port of its own, as in 8.0,7.0@50053")
-    return out
-
-
 @dataclass
 class _Listener:
     sock: socket.socket
-    codec: Codec
+    protocol: Protocol
     endpoint: str
 
 
@@ -93,7 +53,7 @@ class Server:
     threads : int, optional
         Threads of the CPU device for all sessions together; by default half the cores.
     protocols : str or sequence of Protocol
-        `8.0`, `7.0`, or several with ports: `8.0,7.0@50053`.
+        `auto` (what fits the client), a name such as `8.0`, or several with ports: `auto,7.0@50053`.
     cache_dir : Path, optional
         Keep large tensors here by their hash. All clients must trust each other then.
     graph_timeout : float
@@ -103,6 +63,8 @@ class Server:
         rests between two messages has no deadline.
     trace : bool
         Log a line for each command.
+    explain : bool
+        Log which dialect a client speaks and what that was inferred from.
 
     Raises
     ------
@@ -127,12 +89,13 @@ class Server:
         port: int = limits.DEFAULT_PORT,
         *,
         threads: int | None = None,
-        protocols: str | Sequence[Protocol] = "8.0",
+        protocols: str | Sequence[Protocol] = AUTO,
         cache_dir: Path | None = None,
         graph_timeout: float = 0.0,
         hello_seconds: float = limits.HELLO_SECONDS,
         stall_seconds: float = limits.STALL_SECONDS,
         trace: bool = False,
+        explain: bool = False,
     ) -> None:
         self.host = host
         self.devices = _open(devices, threads, graph_timeout)
@@ -140,6 +103,8 @@ class Server:
         self.cache = TensorCache(cache_dir) if cache_dir is not None else None
         self._port = port
         self._trace = trace
+        self._explain = explain
+        self._offers = Offers()
         self._hello_seconds = hello_seconds
         self._stall_seconds = stall_seconds
         self._listeners: list[_Listener] = []
@@ -183,7 +148,7 @@ class Server:
                 port = self._port if protocol.port is None else protocol.port
                 sock = tcp.listen(self.host, port)
                 endpoint = tcp.format_endpoint(self.host, sock.getsockname()[1])
-                self._listeners.append(_Listener(sock, Codec(protocol.dialect), endpoint))
+                self._listeners.append(_Listener(sock, protocol, endpoint))
         except OSError:
             self._close_listeners()
             raise
@@ -251,21 +216,24 @@ class Server:
             return
         try:
             tcp.configure(sock)
-            self._open_session(sock, peer, listener.codec)
+            self._open_session(sock, peer, address[0], listener.protocol)
         except (OSError, RuntimeError, MemoryError) as e:  # a reset by the peer; no thread, no memory: this client only
             log.warning("client %s not served: %s", peer, e)
             sock.close()
 
-    def _open_session(self, sock: socket.socket, peer: str, codec: Codec) -> None:
+    def _open_session(self, sock: socket.socket, peer: str, address: str, protocol: Protocol) -> None:
         connection = Connection(
             sock,
             peer,
-            codec,
-            self.devices,
-            self.cache,
+            address=address,
+            protocol=protocol,
+            offers=self._offers,
+            devices=self.devices,
+            cache=self.cache,
             hello_seconds=self._hello_seconds,
             stall_seconds=self._stall_seconds,
             trace=self._trace,
+            explain=self._explain,
         )
         thread = threading.Thread(target=self._serve, args=(connection,), name=f"ggml-rpc {peer}", daemon=True)
         with self._lock:

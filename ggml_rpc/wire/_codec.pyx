@@ -46,6 +46,7 @@ cdef class Codec:
             t.type_of[i] = dialect.types[i] if i < len(dialect.types) else _NONE
         self._enums(dialect)
         t.kv_bound = dialect.kv_bound
+        t.set_rows_by_view = dialect.set_rows_by_view
         t.ik_meaning = dialect.ik_meaning
 
     cdef _enums(self, dialect):

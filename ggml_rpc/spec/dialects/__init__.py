@@ -24,6 +24,9 @@ NAMES: tuple[str, ...] = tuple(d.name for d in DIALECTS)
 
 _BY_NAME = {name: d for d in DIALECTS for name in (d.name, *d.aliases)}
 
+ALL_NAMES = frozenset(_BY_NAME)
+"""Names and aliases."""
+
 
 def find(name: str) -> Dialect:
     """Return the dialect called `name`, by its name or one of its aliases.
@@ -39,6 +42,7 @@ def find(name: str) -> Dialect:
 
 
 __all__ = [
+    "ALL_NAMES",
     "DEAD",
     "DEFAULT",
     "DIALECTS",

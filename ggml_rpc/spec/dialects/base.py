@@ -152,6 +152,9 @@ class Dialect:
         For each enumeration of op parameters: wire value -> internal value.
     kv_bound : bool
         FLASH_ATTN_EXT's word 4 bounds the used cache (from 6.0.0); elsewhere it is not read.
+    set_rows_by_view : bool
+        SET_ROWS may come without its third source, the tensor that it writes into: seen in 2.0.0, which has it as
+        `view_src` only; 3.6.1 sends both.
     ik_meaning : bool
         Some ops have parameters as ik_llama.cpp means them, and an index out of range names a row of zeros.
     """
@@ -182,6 +185,7 @@ class Dialect:
     types: tuple[int, ...]
     enums: Mapping[str, Mapping[int, int]] = field(repr=False)
     kv_bound: bool
+    set_rows_by_view: bool
     ik_meaning: bool
 
     # ---- Requests ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Protocols 3.5.1 and 3.5.2 of ik_llama.cpp (from November 2025): the wire of llama.cpp 3.5.0 with ops and types of its own.
+"""Protocols 3.5.1 and 3.5.2 of ik_llama.cpp (from November 2025): the wire of llama.cpp 3.5.0, own ops and types.
 
 The number was not raised when tables changed; a date after the name is the first day of one. The tensor record grew
 twice with the number of sources.

@@ -43,6 +43,7 @@ LLAMA_3_6_0_DECEMBER = derive(
     announce=(3, 6, 0),
     aliases=("llama.cpp-3.6.0@2025-12-05",),
     compute_flag=False,
+    set_rows_by_view=True,  # the first day of the third source is not known: both forms are taken up to here
 )
 
 TABLES = (LLAMA_3_6_0_DECEMBER, LLAMA_3_6_0_JANUARY, LLAMA_3_6_0, LLAMA_3_6_1)

@@ -1,4 +1,4 @@
-"""Protocols 4.0.0 to 4.0.3 of llama.cpp (from April 2026): no MEMSET_TENSOR; the op table grew with each patch number."""
+"""Protocols 4.0.0 to 4.0.3 of llama.cpp (from April 2026): no MEMSET_TENSOR; ops came with each patch number."""
 
 from __future__ import annotations
 

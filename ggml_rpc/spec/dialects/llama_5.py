@@ -1,4 +1,6 @@
-"""Protocols 5.1.0 and 5.0.0 of llama.cpp (from July 2026): four commands more have an empty reply; 5.0.0 has no use count.
+"""Protocols 5.1.0 and 5.0.0 of llama.cpp (from July 2026): four more commands have an empty reply.
+
+5.0.0 has no use count.
 
 SWIGLU_CLAMP came while 6.0.0 was announced; the wider precisions and the bound of FLASH_ATTN_EXT's cache with it.
 """

@@ -100,6 +100,7 @@ LLAMA_7_0 = Dialect(
         }
     ),
     kv_bound=True,
+    set_rows_by_view=False,
     ik_meaning=False,
 )
 
