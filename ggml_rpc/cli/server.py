@@ -31,7 +31,7 @@ DEBUG_VARIABLE = "GGML_RPC_DEBUG"
 MAX_PORT = 65535
 MAX_THREADS = 1024  # the CPU device's own bound
 
-EPILOG = f"""protocols: {", ".join(dialects.NAMES)}
+EPILOG = f"""protocols: auto, {", ".join(dialects.NAMES)}
 
 environment:
   LLAMA_CACHE, XDG_CACHE_HOME, HOME   where -c keeps tensors: LLAMA_CACHE/rpc, else llama.cpp/rpc in the cache folder
@@ -283,10 +283,11 @@ def start_text(server: Server, cache: Path | None) -> str:
     spoken = [(protocol.name, endpoint) for protocol, endpoint in zip(server.protocols, server.endpoints, strict=True)]
     first = server.protocols[0].dialect or dialects.DEFAULT
     lines = [f"Starting RPC server v{first.name}", f"  endpoint       : {spoken[0][1]}"]
+    lines += [f"  endpoint       : {endpoint} (v{name})" for name, endpoint in spoken[1:]]
+    lines.append(f"  local cache    : {f'{cache}/' if cache else 'n/a'}")
     if server.protocols[0].dialect is None:
-        lines[0] += ", or what fits the client"
-    lines += [f"  endpoint       : {endpoint} ({name})" for name, endpoint in spoken[1:]]
-    lines += [f"  local cache    : {f'{cache}/' if cache else 'n/a'}", "Devices:"]
+        lines.append("  protocol       : auto, what fits the client")
+    lines.append("Devices:")
     lines += [device_line(device.name, device.description, *device.memory()) for device in server.devices]
     return "\n".join(lines)
 

@@ -98,8 +98,9 @@ def _protocol(text: str) -> Protocol:
         if not at or (text in dialects.ALL_NAMES and not port.isdecimal()):
             return Protocol(_find(text))
         dialect = _find(name)
-    except KeyError as e:
-        raise ValueError(e.args[0]) from None
+    except KeyError:
+        known = ", ".join((AUTO, *dialects.NAMES))
+        raise ValueError(f"unknown protocol {text!r}; known are {known}") from None
     if not (port.isdecimal() and int(port) < 1 << 16):
         raise ValueError(f"protocol {text!r}: {port!r} is no port")
     return Protocol(dialect, int(port))

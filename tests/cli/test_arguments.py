@@ -13,14 +13,14 @@ from ggml_rpc.cli.server import Options, StartError, choose_devices, parse
 
 
 def spoken(options: Options) -> list[tuple[str, int | None]]:
-    return [(protocol.dialect.name, protocol.port) for protocol in options.protocols]
+    return [(protocol.name, protocol.port) for protocol in options.protocols]
 
 
 def test_defaults_are_those_of_stock() -> None:
     options = parse([])
     assert (options.host, options.port, options.threads) == ("127.0.0.1", 50052, None)
     assert (options.devices, options.cpu, options.cache, options.graph_timeout) == ((), False, False, 0.0)
-    assert spoken(options) == [("8.0.0", None)]
+    assert spoken(options) == [("auto", None)]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,9 @@ def test_flag(words: list[str], field: str, value: object) -> None:
 def test_protocols_with_ports() -> None:
     assert spoken(parse(["--proto", "7.0"])) == [("7.0.0", None)]
     assert spoken(parse(["--proto", "8.0,7.0@50053"])) == [("8.0.0", None), ("7.0.0", 50053)]
+    assert spoken(parse(["--proto", "auto,7.0@50053"])) == [("auto", None), ("7.0.0", 50053)]
+    assert spoken(parse(["--proto", "3.6.0@2025-12-05@50054"])) == [("3.6.0@2025-12-05", 50054)]
+    assert spoken(parse(["--proto", "3.6.0@2025-12-05"])) == [("3.6.0@2025-12-05", None)]
     assert spoken(parse(["--proto", "7.0@0,8.0@0"])) == [("7.0.0", 0), ("8.0.0", 0)]
 
 
@@ -64,7 +67,7 @@ def test_protocols_with_ports() -> None:
         (["--graph-timeout", "-1"], "'-1'"),
         (["--graph-timeout", "inf"], "inf"),
         (["--graph-timeout", "soon"], "soon"),
-        (["--proto", "9.9"], "known are 7.0.0, 8.0.0"),
+        (["--proto", "9.9"], "known are auto, 2.0.0, "),
         (["--proto", "8.0,7.0"], "port of its own"),
         (["--proto", "8.0@99999"], "99999"),
         (["--proto", "8.0,7.0@50052"], "share a port"),

@@ -148,7 +148,7 @@ simple(
 )
 for _op in ("SQR", "SQRT", "LOG", "SIN", "COS"):
     simple(_op, ("F32", SHAPE), ("F32", SHAPE), types={0: FLOATS})
-for _kind in UnaryKind:
+for _kind in (kind for kind in UnaryKind if kind <= UnaryKind.TRUNC):
     simple(
         "UNARY",
         ("F16", SHAPE),

@@ -148,7 +148,7 @@ def is_legal(case: Case, slot: int, sizes_fit: bool, types_fit: bool) -> bool:
     """Tell whether the graph is legal after a change of one slot's type, sizes, strides or place."""
     example, t = case.example, case.slots[slot]
     kind = TYPE_BY_ID.get(t.type)
-    if not sizes_fit or not types_fit or kind is None:
+    if not sizes_fit or not types_fit or kind is None or t.type not in DIALECT.type_numbers:
         return False
     nb = walked_strides(t)
     if nb is None:

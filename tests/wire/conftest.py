@@ -11,7 +11,11 @@ from tests.support.servers import RunningServer, running_server
 from tests.wire.session import Neighbour, ServerLog, captured_log
 
 
-@pytest.fixture(scope="module", params=dialects.NAMES)
+# One of each kind of frame: record sizes, device fields, replies, flags. The rest differ from these in numbers only.
+KINDS = ("8.0.0", "7.0.0")
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def dialect(request: pytest.FixtureRequest) -> dialects.Dialect:
     """Return each protocol in turn."""
     return dialects.find(request.param)
