@@ -78,7 +78,7 @@ def test_start_text_and_answer(start: Start) -> None:
     endpoint = re.fullmatch(r"  endpoint       : (127\.0\.0\.1:([1-9]\d*))", lines[1])
     assert endpoint is not None
     assert lines[2:5] == ["  local cache    : n/a", "  protocol       : auto, what fits the client", "Devices:"]
-    assert re.fullmatch(r"  CPU: .+ \(\d+ MiB, \d+ MiB free\)", lines[4])
+    assert re.fullmatch(r"  CPU: .+ \(\d+ MiB, \d+ MiB free\)", lines[5])
     assert hello(endpoint[1]) == (8, 0, 0)
     status, err = stop(process)
     assert status == 0

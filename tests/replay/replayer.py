@@ -1,8 +1,9 @@
 """Replay a recorded conversation of a stock client against a server and compare the replies.
 
 A capture is three files: `NAME.json` (connections and their messages), `NAME.c2s.zst` and `NAME.s2c.zst` (what client
-and server sent). The client's requests are sent again with handles and addresses rewritten to those of the server under
-test; every reply must have the recorded length, most the recorded content, and tensors must agree within a tolerance.
+and server sent; the former may need that of another capture as its dictionary). The client's requests are sent again
+with handles and addresses rewritten to those of the server under test; every reply must have the recorded length, most
+the recorded content, and tensors must agree within a tolerance.
 
 From the command line: `python replayer.py HOST:PORT CAPTURE...` prints a line a capture.
 """
@@ -35,8 +36,16 @@ EXACT = {Command.DEVICE_COUNT, Command.SET_TENSOR_HASH, Command.COPY_TENSOR, Com
 """Commands whose reply must equal the recorded one byte for byte."""
 
 
+MAX_ATTEMPTS = 5
+"""Connections until `auto` must have offered what the client takes: so many numbers has the longer list."""
+
+
 class ReplayError(AssertionError):
     """The server did not answer as recorded."""
+
+
+class NotAccepted(Exception):
+    """The client does not take the version that was announced: it hangs up."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Report:
 
     name: str
     replies: int = 0
+    refused: int = 0
     reads: list[Read] = field(default_factory=list)
 
     @property
@@ -116,13 +126,6 @@ def load(path: Path) -> Capture:
     """
     base = path.parent / path.name.removesuffix(".json")
     info: dict[str, Any] = json.loads(Path(f"{base}.json").read_text())
-    streams = {}
-    for side in ("c2s", "s2c"):
-        packed = Path(f"{base}.{side}.zst").read_bytes()
-        data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=info[f"{side}_bytes"])
-        if hashlib.sha256(data).hexdigest() != info[f"{side}_sha256"]:
-            raise ValueError(f"{base}.{side}.zst is damaged")
-        streams[side] = data
     connections = tuple(
         tuple(Message(d == "c2s", Command[c], offset, length) for d, c, offset, length in connection["messages"])
         for connection in info["connections"]
@@ -130,10 +133,24 @@ def load(path: Path) -> Capture:
     return Capture(
         f"{base.parent.name}/{base.name}",
         dialects.find(info["dialect"]),
-        streams["c2s"],
-        streams["s2c"],
+        _stream(base, "c2s", info),
+        _stream(base, "s2c", info),
         connections,
     )
+
+
+def _stream(base: Path, side: str, info: dict[str, Any]) -> bytes:
+    dictionary = None
+    if side == "c2s" and "dictionary" in info:
+        # Captures of one model share its weights, which are most of the stream.
+        other = base.parents[1] / info["dictionary"]
+        content = _stream(other, side, json.loads(Path(f"{other}.json").read_text()))
+        dictionary = zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    packed = Path(f"{base}.{side}.zst").read_bytes()
+    data = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(packed, max_output_size=info[f"{side}_bytes"])
+    if hashlib.sha256(data).hexdigest() != info[f"{side}_sha256"]:
+        raise ValueError(f"{base}.{side}.zst is damaged")
+    return data
 
 
 def row_errors(ours: npt.NDArray[np.float64], recorded: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -166,7 +183,8 @@ def _decode(type_name: str, data: bytes) -> npt.NDArray[np.float64] | None:
 class Connection:
     """Replay one connection: a socket and the maps from recorded to new handles and bases."""
 
-    def __init__(self, endpoint: tuple[str, int], capture: Capture, report: Report, timeout: float) -> None:
+    def __init__(self, endpoint: tuple[str, int], capture: Capture, report: Report, timeout: float, auto: bool) -> None:
+        self.auto = auto
         self.capture, self.dialect, self.report = capture, capture.dialect, report
         self.handles: dict[int, int] = {}
         self.sizes: dict[int, int] = {}
@@ -250,7 +268,10 @@ class Connection:
         self.report.replies += 1
         if len(ours) != len(recorded):
             raise ReplayError(f"{what}: {len(ours)} bytes instead of {len(recorded)}")
-        if command is Command.HELLO and ours[:3] != recorded[:3]:
+        if command is Command.HELLO and self.auto:
+            if ours[0] != recorded[0] or ours[1] > recorded[1]:  # the check of stock clients
+                raise NotAccepted
+        elif command is Command.HELLO and ours[:3] != recorded[:3]:
             raise ReplayError(f"{what}: version {tuple(ours[:3])} instead of {tuple(recorded[:3])}")
         if command in EXACT and ours != recorded:
             raise ReplayError(f"{what}: {ours.hex()} instead of {recorded.hex()}")
@@ -312,7 +333,7 @@ class Connection:
                 self.exchange(m, replies)
 
 
-def replay(endpoint: str, capture: Capture, timeout: float = 120.0) -> Report:
+def replay(endpoint: str, capture: Capture, timeout: float = 120.0, *, auto: bool = False) -> Report:
     """Replay a whole capture.
 
     Parameters
@@ -321,22 +342,34 @@ def replay(endpoint: str, capture: Capture, timeout: float = 120.0) -> Report:
         `host:port` of a server that has just been started, with as many devices as recorded.
     timeout : float
         Seconds that one send or receive may take.
+    auto : bool
+        The server may announce any version; if the client would not take it, hang up and come again.
 
     Raises
     ------
     ReplayError
-        If the server closes early, or a reply differs from the recorded one other than numerically.
+        If the server never announces a version that fits, closes early, or a reply differs from the recorded one other
+        than numerically.
     """
     host, _, port = endpoint.rpartition(":")
     report = Report(capture.name)
     for messages in capture.connections:
-        connection = Connection((host.strip("[]"), int(port)), capture, report, timeout)
-        try:
-            connection.run(messages)
-        except BaseException:
-            connection.socket.close()
-            raise
-        connection.close()
+        address = host.strip("[]"), int(port)
+        for _ in range(MAX_ATTEMPTS):
+            connection = Connection(address, capture, report, timeout, auto)
+            try:
+                connection.run(messages)
+            except NotAccepted:
+                report.refused += 1
+                connection.close()
+                continue
+            except BaseException:
+                connection.socket.close()
+                raise
+            connection.close()
+            break
+        else:
+            raise ReplayError(f"{capture.name}: no version that fits in {MAX_ATTEMPTS} attempts")
     return report
 
 
@@ -346,11 +379,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("endpoint", help="host:port")
     parser.add_argument("captures", nargs="+", type=Path, help="path of a capture, with or without .json")
     parser.add_argument("--tolerance", type=float, default=5e-4, help="largest NMSE of a row (default: %(default)s)")
+    parser.add_argument("--auto", action="store_true", help="take any version that a client of the capture would take")
     options = parser.parse_args(arguments)
     failed = False
     for path in options.captures:
         try:
-            report = replay(options.endpoint, load(path))
+            report = replay(options.endpoint, load(path), auto=options.auto)
         except ReplayError as error:
             print(f"FAILED {error}")
             failed = True

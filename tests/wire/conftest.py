@@ -10,7 +10,6 @@ from ggml_rpc.spec import dialects
 from tests.support.servers import RunningServer, running_server
 from tests.wire.session import Neighbour, ServerLog, captured_log
 
-
 # One of each kind of frame: record sizes, device fields, replies, flags. The rest differ from these in numbers only.
 KINDS = ("8.0.0", "7.0.0")
 
