@@ -136,50 +136,46 @@ void Session::narrow_by_graph_length() {
     narrow(fits, "GRAPH_COMPUTE of %" PRIu64 " bytes", length_);
 }
 
-// Read the graph by each table. Those that refuse it are out; those that are left must mean the same by it.
+// Read the graph by each table. Those that refuse it are out; those that are left must mean the same by it. At most two
+// readings are held at a time: a graph can be large.
 Graph* Session::narrow_by_graph(const std::vector<uint8_t>& payload, Error* err) {
     if (tables_.size() == 1) return parse(*dialect_, payload, err);
-    std::vector<GraphPtr> graphs;
     std::vector<bool> fits;
+    bool flagged = false, computes = false;
     Error first = {};
-    bool flagged = false;
     for (const DialectTable* t : tables_) {
         Error quiet = {};
-        graphs.emplace_back(parse(*t, payload, &quiet));
-        fits.push_back(graphs.back() != nullptr);
-        if (graphs.back() != nullptr) flagged = flagged || any_flagged(*graphs.back());
-        if (graphs.size() == 1) first = quiet;
+        const GraphPtr g(parse(*t, payload, &quiet));
+        fits.push_back(g != nullptr);
+        if (fits.size() == 1) first = quiet;
+        if (g == nullptr) continue;
+        flagged = flagged || any_flagged(*g);
+        computes = computes || g->n_nodes > 0;
     }
-    const auto keep = [&](const char* evidence) {
-        if (std::count(fits.begin(), fits.end(), true) == 0) return;
-        std::vector<GraphPtr> left;
-        for (size_t i = 0; i < fits.size(); ++i)
-            if (fits[i]) left.push_back(std::move(graphs[i]));
-        graphs = std::move(left);
-        narrow(fits, "%s", evidence);
-    };
     if (std::count(fits.begin(), fits.end(), true) == 0) {
         *err = first;
         return nullptr;
     }
-    keep("a graph that no other table allows");
+    narrow(fits, "a graph that no other table allows");
     // From 2026-01-19 clients of llama.cpp flag what is to be computed, and nobody else sets that bit. A graph that is
     // all views says nothing.
-    if (flagged || std::any_of(graphs.begin(), graphs.end(), [](const GraphPtr& g) { return g->n_nodes > 0; })) {
+    if (flagged || computes) {
         fits.clear();
         for (const DialectTable* t : tables_) fits.push_back(t->compute_flag == flagged);
-        keep(flagged ? "nodes flagged COMPUTE" : "no node flagged COMPUTE");
+        narrow(fits, flagged ? "nodes flagged COMPUTE" : "no node flagged COMPUTE");
     }
-    for (size_t i = 1; i < graphs.size(); ++i) {
-        const Tensor* at;
-        if (same_graph(*graphs[0], *graphs[i], &at)) continue;
+    GraphPtr graph(parse(*dialect_, payload, err));
+    for (size_t i = 1; graph != nullptr && i < tables_.size(); ++i) {
+        Error quiet = {};
+        const GraphPtr other(parse(*tables_[i], payload, &quiet));
+        const Tensor* at = nullptr;
+        if (other != nullptr && same_graph(*graph, *other, &at)) continue;
         err->fail(Code::protocol,
-                  "GRAPH_COMPUTE: tensor '%s' means one thing in %s and another in %s; name one with "
-                  "--proto",
-                  at == nullptr ? "" : at->name, tables_[0]->name, tables_[i]->name);
+                  "GRAPH_COMPUTE: tensor '%s' means one thing in %s and another in %s; name one with --proto",
+                  at == nullptr ? "" : at->name, dialect_->name, tables_[i]->name);
         return nullptr;
     }
-    return graphs[0].release();
+    return graph.release();
 }
 
 }  // namespace ggr
