@@ -9,7 +9,9 @@ bool get_rows(const Tensor& node, Error* err) {
     const Tensor &a = *node.src[0], &ids = *node.src[1];
     REQUIRE(is_i32(ids), "source 1 (indices) must be I32");
     REQUIRE(is_float_or_quantized(a) || is_i32(a), "source 0 must hold floats or I32");
-    REQUIRE(node.type == (is_i32(a) ? TYPE_I32 : TYPE_F32), "the result must be F32, or I32 if source 0 is");
+    // ik_llama.cpp also fetches rows as they are.
+    const bool as_is = (node.flags & FLAG_ABSENT_ROWS_ARE_ZERO) != 0 && node.type == a.type;
+    REQUIRE(as_is || node.type == (is_i32(a) ? TYPE_I32 : TYPE_F32), "the result must be F32, or I32 if source 0 is");
     REQUIRE(a.ne[2] == ids.ne[1] && a.ne[3] == ids.ne[2] && ids.ne[3] == 1,
             "source 1 must have a list of indices for each matrix of source 0");
     REQUIRE(is_shape(node, a.ne[0], ids.ne[0], ids.ne[1], ids.ne[2]), "the result must have a row for each index");

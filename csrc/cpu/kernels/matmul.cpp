@@ -3,122 +3,15 @@
 // Two steps a node: activations to records in scratch (shared by all products that read the same source), then the
 // product. A product of experts that many tokens share sorts its rows by expert first.
 #include "cpu/level.h"
-#include "cpu/matmul/product.h"
+#include "cpu/matmul/tensors.h"
 
 GGR_KERNELS_BEGIN
-
-namespace {
-
-constexpr int64_t CHUNK = 2048;            // elements of a column that are quantised at a time
-constexpr int64_t FEW_PAIRS = 16;          // up to here the pairs of a product with experts are not sorted
-constexpr int64_t FEW_WORK = 32768;        // elements of weights in an item of streamed rows, at least
-constexpr int64_t POINTERS = LOCAL_BYTES;  // in the worker's scratch: pointers to columns, then to results
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool find_engine(int32_t type, Engine* engine) {
     return float_engine(type, engine) || small_engine(type, engine) || super_engine(type, engine);
 }
 
-// ---- Activations ----
-
-// Items are chunks of rows of src[0]. Floor: one read of the source.
-bool run_activations(const Step& step, int64_t begin, int64_t end, Worker& worker) {
-    const Tensor& x = *step.src[0];
-    const ActFormat format = (ActFormat)step.arg.i64[0];
-    const int64_t k = x.ne[0], chunks = step.arg.i64[1];
-    const ColumnLayout layout = column_layout(format, k);
-    float* copy = reinterpret_cast<float*>(worker.local);
-    for (int64_t item = begin; item < end; ++item) {
-        const int64_t row = item / chunks, i = item % chunks * CHUNK, n = k - i < CHUNK ? k - i : CHUNK;
-        const int64_t i1 = row % x.ne[1], i2 = row / x.ne[1] % x.ne[2], i3 = row / (x.ne[1] * x.ne[2]);
-        const uint8_t* from = x.data + i * x.nb[0] + i1 * x.nb[1] + i2 * x.nb[2] + i3 * x.nb[3];
-        const float* elements = copy;
-        if (x.type == TYPE_F32) {
-            elements = reinterpret_cast<const float*>(from);
-        } else {
-            const uint16_t* narrow = reinterpret_cast<const uint16_t*>(from);
-            for (int64_t j = 0; j < n; ++j)
-                copy[j] = x.type == TYPE_F16 ? f16_to_f32(narrow[j]) : bf16_to_f32(narrow[j]);
-        }
-        write_column(format, layout, elements, i, n, worker.shared + step.offset[0] + row * layout.stride);
-    }
-    return true;
-}
-
-// Floats that need no rounding are read where they are.
-bool reads_in_place(const Tensor& x, ActFormat format) { return format == ACT_F32 && x.type == TYPE_F32; }
-
-// The record of row (i1, i2, i3) of the activations `x`, in scratch at `offset` or (offset < 0) in place.
-const uint8_t* column(const Tensor& x, const uint8_t* records, int64_t stride, int64_t i1, int64_t i2, int64_t i3) {
-    if (records == nullptr) return x.data + i1 * x.nb[1] + i2 * x.nb[2] + i3 * x.nb[3];
-    return records + ((i3 * x.ne[2] + i2) * x.ne[1] + i1) * stride;
-}
-
-struct Activations {
-    int64_t offset;  // -1: read in place
-    int64_t bytes;
-    int64_t own;  // offset of the node's own scratch
-};
-
-// Have the activations in scratch, and `own` bytes more for the node.
-Activations prepare_activations(PlanBuilder& builder, const Tensor& x, ActFormat format, int64_t own) {
-    if (reads_in_place(x, format)) return {-1, 0, own > 0 ? builder.scratch(own) : 0};
-    const int64_t k = x.ne[0], bytes = n_rows(x) * column_layout(format, k).stride;
-    own = (own + 63) & ~int64_t{63};
-    if (builder.find_activation(x, format) >= 0) {
-        const int64_t at = own > 0 ? builder.scratch(own) : 0;
-        const int64_t found = builder.find_activation(x, format);  // the scratch may have taken its place
-        if (found >= 0) return {found, bytes, at};
-    }
-    const int64_t at = builder.scratch(own + bytes), offset = at + own;
-    const int64_t chunks = ceil_div(k, CHUNK);
-    Step& step = builder.add_bare(run_activations, &x, n_rows(x) * chunks, n_elements(x) * 2);
-    step.src[0] = &x;
-    step.offset[0] = offset;
-    step.arg.i64[0] = format;
-    step.arg.i64[1] = chunks;
-    builder.need_local(CHUNK * 4);
-    builder.reads(x);
-    builder.writes_scratch(offset, bytes);
-    builder.keep_activation(x, format, offset, bytes);
-    return {offset, bytes, at};
-}
-
-void reads_activations(PlanBuilder& builder, const Tensor& x, const Activations& activations) {
-    if (activations.offset < 0)
-        builder.reads(x);
-    else
-        builder.reads_scratch(activations.offset, activations.bytes);
-}
-
-const uint8_t* records_of(const Step& step, const Worker& worker) {
-    return step.offset[0] < 0 ? nullptr : worker.shared + step.offset[0];
-}
-
-struct Pointers {
-    const uint8_t** columns;
-    float** out;
-    explicit Pointers(const Worker& worker)
-        : columns(reinterpret_cast<const uint8_t**>(worker.local + POINTERS)),
-          out(reinterpret_cast<float**>(worker.local + POINTERS + MAX_COLUMNS * 8)) {}
-};
-constexpr int64_t LOCAL_NEEDED = POINTERS + 2 * MAX_COLUMNS * 8;
-
-// Rows of an item of streamed rows: enough to be worth handing out, few enough that all workers get some.
-int64_t few_rows(int64_t m, int64_t k, int64_t batches, int n_workers) {
-    int64_t rows = ceil_div(FEW_WORK, k);
-    rows = rows < 16 ? 16 : rows > 256 ? 256 : ceil_div(rows, 16) * 16;
-    while (rows > 4 && ceil_div(m, rows) * batches < 4 * n_workers) rows /= 2;
-    return rows;
-}
-
-// Hand items out finely: they are large enough for it, and all workers wait for the last.
-void set_grain(Step& step, bool few, int n_workers) {
-    if (step.serial) return;
-    const int64_t grain = few ? step.n_items / (n_workers * 32) : 1;
-    step.grain = grain > 1 ? grain : 1;
-}
+namespace {
 
 // ---- MUL_MAT ----
 
@@ -205,12 +98,6 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
 
 constexpr int A_MANY = 4, A_FEW_COLUMNS = 5;
 
-int32_t expert_of(const Tensor& ids, int64_t slot, int64_t token) {
-    int32_t expert;
-    std::memcpy(&expert, ids.data + slot * ids.nb[0] + token * ids.nb[1], 4);
-    return expert;
-}
-
 // The columns and results of pairs (token, slot); a pair is numbered token * n_slots + slot.
 void point_to_pair(const Step& step, const uint8_t* records, int64_t pair, int64_t row, const Pointers& p, int64_t c) {
     const Tensor &x = *step.src[1], &ids = *step.src[2], &dst = *step.dst;
@@ -229,29 +116,15 @@ bool run_pairs(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     for (int64_t item = begin; item < end; ++item) {
         const int64_t row = item % row_blocks * rows, pair = item / row_blocks;
         const int32_t expert = expert_of(ids, pair % ids.ne[0], pair / ids.ne[0]);
-        if (expert < 0 || expert >= w.ne[2]) return fail_index(worker, step, &ids, expert, w.ne[2]);
+        const int64_t n = w.ne[1] - row < rows ? w.ne[1] - row : rows;
+        if (expert < 0 || expert >= w.ne[2]) {
+            if (!absent_is_zero(*step.dst)) return fail_index(worker, step, &ids, expert, w.ne[2]);
+            clear_pair(*step.dst, pair, ids.ne[0], row, n);
+            continue;
+        }
         point_to_pair(step, records, pair, row, p, 0);
-        engine({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1], w.ne[1] - row < rows ? w.ne[1] - row : rows,
-                w.ne[0], p.columns, p.out, 1, worker.local});
+        engine({w.data + row * w.nb[1] + expert * w.nb[2], w.nb[1], n, w.ne[0], p.columns, p.out, 1, worker.local});
     }
-    return true;
-}
-
-// Pairs sorted by expert, in scratch: where each expert's begin (n_experts + 1), the pairs, the expert of each pair.
-bool run_sort_pairs(const Step& step, int64_t, int64_t, Worker& worker) {
-    const Tensor &w = *step.src[0], &ids = *step.src[2];
-    const int64_t n_experts = w.ne[2], n_pairs = ids.ne[0] * ids.ne[1];
-    int32_t* first = reinterpret_cast<int32_t*>(worker.shared + step.offset[1]);
-    int32_t *pairs = first + n_experts + 1, *experts = pairs + n_pairs;
-    std::memset(first, 0, (size_t)(n_experts + 1) * 4);
-    for (int64_t pair = 0; pair < n_pairs; ++pair) {
-        const int32_t expert = expert_of(ids, pair % ids.ne[0], pair / ids.ne[0]);
-        if (expert < 0 || expert >= n_experts) return fail_index(worker, step, &ids, expert, n_experts);
-        experts[pair] = expert;
-        ++first[expert];
-    }
-    for (int64_t e = 0; e < n_experts; ++e) first[e + 1] += first[e];  // where each expert's end
-    for (int64_t pair = n_pairs - 1; pair >= 0; --pair) pairs[--first[experts[pair]]] = (int32_t)pair;
     return true;
 }
 
@@ -288,16 +161,9 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     const int64_t k = w.ne[0], m = w.ne[1], n_experts = w.ne[2], n_pairs = ids.ne[0] * ids.ne[1];
     if (n_pairs > INT32_MAX) return builder.unsupported(node, "more than 2^31 - 1 pairs of token and expert");
     const bool few = n_pairs <= FEW_PAIRS;
-    const int64_t sorted = few ? 0 : (n_experts + 1 + 2 * n_pairs) * 4;
+    const int64_t sorted = few ? 0 : sorted_bytes(n_experts, n_pairs);
     const Activations activations = prepare_activations(builder, x, engine.format, sorted);
-    if (!few) {
-        Step& step = builder.add_bare(run_sort_pairs, &node, 1, n_pairs * 8);
-        step.src[0] = &w;
-        step.src[2] = &ids;
-        step.offset[1] = activations.own;
-        builder.reads(ids);
-        builder.writes_scratch(activations.own, sorted);
-    }
+    if (!few) sort_pairs(builder, node, w, ids, activations.own);
     const int64_t rows = few ? few_rows(m, k, n_pairs, builder.n_workers()) : PANEL_ROWS;
     const int64_t items = ceil_div(m, rows) * (few ? n_pairs : n_experts);
     Step& step = builder.add_bare(few ? run_pairs : run_experts, &node, items, m * k / 8 * n_pairs);

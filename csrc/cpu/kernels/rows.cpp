@@ -1,4 +1,4 @@
-// GET_ROWS: rows of src[0] that src[1] names, as f32 (i32 rows stay i32).
+// GET_ROWS: rows of src[0] that src[1] names, as f32 or as they are (i32 rows always).
 // SET_ROWS: rows of src[0] into the rows of the result (a view of src[2]) that src[1] names, converted to its type.
 // Every index is checked when it is read. Floor: bytes read and written over memory bandwidth.
 #include "cpu/layout.h"
@@ -22,13 +22,22 @@ inline int64_t index_at(const uint8_t* p) {
 template <class I>
 bool run_get_rows(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
-    const DequantRow dequantize = src.type == TYPE_I32 ? f32_row_to_f32 : dequant_row_for(src.type);
+    const DequantRow dequantize = dst.type == TYPE_F32 ? dequant_row_for(src.type) : nullptr;
+    const size_t bytes = static_cast<size_t>(row_bytes(dst.type, dst.ne[0]));
     RowCursor row(dst, begin);
     for (int64_t item = begin; item < end; ++item, row.next()) {
         const int64_t i = index_at<I>(ids.data + row.i1 * ids.nb[0] + row.i2 * ids.nb[1] + row.i3 * ids.nb[2]);
-        if (i < 0 || i >= src.ne[1]) return fail_index(worker, step, &ids, i, src.ne[1]);
-        dequantize(src.data + i * src.nb[1] + row.i2 * src.nb[2] + row.i3 * src.nb[3],
-                   reinterpret_cast<float*>(row.of(dst)), dst.ne[0]);
+        uint8_t* to = row.of(dst);
+        if (i < 0 || i >= src.ne[1]) {
+            if ((dst.flags & FLAG_ABSENT_ROWS_ARE_ZERO) == 0) return fail_index(worker, step, &ids, i, src.ne[1]);
+            std::memset(to, 0, bytes);  // a zero in every type: its scale is 0
+            continue;
+        }
+        const uint8_t* from = src.data + i * src.nb[1] + row.i2 * src.nb[2] + row.i3 * src.nb[3];
+        if (dequantize != nullptr)
+            dequantize(from, reinterpret_cast<float*>(to), dst.ne[0]);
+        else
+            std::memmove(to, from, bytes);
     }
     return true;
 }
@@ -36,8 +45,7 @@ bool run_get_rows(const Step& step, int64_t begin, int64_t end, Worker& worker) 
 // Relies on: result [ne0, n, b, c] of ids [n, b, c] and rows [ne0, ., b, c].
 bool prepare_get_rows(PlanBuilder& builder, const Tensor& node) {
     const Tensor &src = *node.src[0], &ids = *node.src[1];
-    const bool types =
-        src.type == TYPE_I32 ? node.type == TYPE_I32 : node.type == TYPE_F32 && dequant_row_for(src.type) != nullptr;
+    const bool types = node.type == src.type || (node.type == TYPE_F32 && dequant_row_for(src.type) != nullptr);
     if (!types || (ids.type != TYPE_I32 && ids.type != TYPE_I64))
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
                                    type_traits(node.type)->name);

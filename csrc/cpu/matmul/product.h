@@ -31,6 +31,8 @@ struct Engine {
 bool float_engine(int32_t type, Engine* engine);
 bool small_engine(int32_t type, Engine* engine);
 bool super_engine(int32_t type, Engine* engine);
+// Any of them.
+bool find_engine(int32_t type, Engine* engine);
 
 namespace {
 
