@@ -30,6 +30,8 @@
     X(copy)             \
     X(rows)             \
     X(matmul)           \
+    X(gated)            \
+    X(ik)               \
     X(attention)
 
 GGR_KERNELS_BEGIN

@@ -14,8 +14,8 @@ struct Table {
     RuleFn check[OP_COUNT_] = {};
     Table() {
         const RuleFamily families[] = {
-            elementwise_rules(), reduction_rules(), matmul_rules(),      attention_rules(), rows_rules(),
-            copy_rules(),        shape_rules(),     convolution_rules(), recurrent_rules(), gradient_rules(),
+            elementwise_rules(), reduction_rules(),   matmul_rules(),    attention_rules(), rows_rules(), copy_rules(),
+            shape_rules(),       convolution_rules(), recurrent_rules(), gradient_rules(),  ik_rules(),
         };
         for (const RuleFamily& family : families)
             for (size_t i = 0; i < family.count; ++i) check[family.rules[i].op] = family.rules[i].check;
@@ -33,6 +33,9 @@ uint32_t steering_sources(int32_t op) {
         case OP_ADD_ID:
         case OP_MUL_MAT_ID:
             return 1u << 2;
+        case OP_MOE_FUSED_UP_GATE:
+        case OP_MUL_MULTI_ADD:
+            return 1u << 3;
         case OP_SSM_SCAN:
             return 1u << 6;
         case OP_ARGSORT:

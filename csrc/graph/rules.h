@@ -38,6 +38,7 @@ RuleFamily shape_rules();
 RuleFamily convolution_rules();
 RuleFamily recurrent_rules();
 RuleFamily gradient_rules();
+RuleFamily ik_rules();
 
 bool rule_broken(const Tensor& node, Error* err, const char* rule);
 

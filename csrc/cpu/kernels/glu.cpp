@@ -1,8 +1,7 @@
 // GLU: dst = activation(gate) * up, gate and up being the halves of one tensor's rows or two tensors. f32, f16 and
 // bf16, computed in f32. Floor: bytes of gate, up and dst over memory bandwidth; an exponential a lane from the caches.
-#include "cpu/elementwise.h"
+#include "cpu/gates.h"
 #include "cpu/level.h"
-#include "cpu/vmath.h"
 
 GGR_KERNELS_BEGIN
 
@@ -24,9 +23,6 @@ inline vf swiglu(vf gate, vf up, const float*) { return vsilu(gate) * up; }
 inline vf geglu_erf(vf gate, vf up, const float*) { return vgelu_erf(gate) * up; }
 inline vf geglu_quick(vf gate, vf up, const float*) { return vgelu_quick(gate) * up; }
 
-// NaN passes: vmin and vmax return their second operand then.
-inline vf at_most(vf x, float limit) { return vmin(vset(limit), x); }
-inline vf within(vf x, float limit) { return vmax(vset(-limit), vmin(vset(limit), x)); }
 inline vf swiglu_oai(vf gate, vf up, const float* p) {
     const vf x = at_most(gate, p[1]);
     return vgate(x, x * p[0]) * (within(up, p[1]) + 1.0f);

@@ -1,6 +1,6 @@
-// NORM, RMS_NORM, L2_NORM, GROUP_NORM of f32 rows, and the chains NORM or RMS_NORM -> MUL (-> ADD) as one step.
-// Floor: bytes of source and result over memory bandwidth for many rows; for the single row of a decode step, which
-// lies in the first-level cache, two passes of it.
+// NORM, RMS_NORM, L2_NORM, GROUP_NORM, FUSED_NORM, FUSED_RMS_NORM of f32 rows, and the chains NORM or RMS_NORM -> MUL
+// (-> ADD) as one step. Floor: bytes of source and result over memory bandwidth for many rows; for the single row of a
+// decode step, which lies in the first-level cache, two passes of it.
 #include "cpu/elementwise.h"
 #include "cpu/elementwise_sums.h"
 #include "cpu/level.h"
@@ -144,6 +144,19 @@ bool run_fused(const Step& step, int64_t begin, int64_t end, Worker&) {
     return true;
 }
 
+// FUSED_NORM and FUSED_RMS_NORM, the chains as one op. Relies on: source and result of one shape, packed rows; a weight
+// is one row, also packed.
+template <Norm KIND>
+bool prepare_weighted(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &x = *node.src[0], *weight = node.src[1];
+    if (weight == nullptr) return prepare<KIND>(builder, node);
+    if (x.type != TYPE_F32 || weight->type != TYPE_F32 || node.type != TYPE_F32) return refuse(builder, node);
+    Step& step = builder.add(run_fused<KIND, false>, node, n_rows(node), n_elements(node) * 3);
+    keep_rows(step, node);
+    step.arg.f32[0] = param_f32(node, 0);
+    return true;
+}
+
 bool packed_f32(const Tensor& t) { return t.type == TYPE_F32 && rows_contiguous(t); }
 
 // The other source of a two-source node that takes `link`, if that can be an operand of the fused row: whole rows of
@@ -214,6 +227,8 @@ void register_norm(OpTable& table) {
     table.prepare[OP_RMS_NORM] = prepare<ROOT_MEAN_SQUARE>;
     table.prepare[OP_L2_NORM] = prepare<LENGTH>;
     table.prepare[OP_GROUP_NORM] = prepare_group;
+    table.prepare[OP_FUSED_NORM] = prepare_weighted<CENTRED>;
+    table.prepare[OP_FUSED_RMS_NORM] = prepare_weighted<ROOT_MEAN_SQUARE>;
     table.fuse[OP_NORM] = fuse<CENTRED>;
     table.fuse[OP_RMS_NORM] = fuse<ROOT_MEAN_SQUARE>;
 }

@@ -1,15 +1,16 @@
 // SOFT_MAX: dst = softmax(a * scale + slope(head) * mask) along rows, with an optional sink per head: a logit that
 // takes part in the sum and has no place in the result. A row whose logits are all -inf and that has no sink becomes
-// NaN. Floor: bytes of a, mask and dst over memory bandwidth, or one exp an element (about 20 vector operations for VL
-// elements).
+// NaN. SOFT_CAP_MAX: the same of after * tanh(before * a). Floor: bytes of a, mask and dst over memory bandwidth, or
+// one exp an element (about 20 vector operations for VL elements).
 #include "cpu/attention/rows.h"
 #include "cpu/level.h"
+#include "cpu/vmath.h"
 
 GGR_KERNELS_BEGIN
 
 namespace {
 
-enum : int { ARG_SCALE = 0, ARG_BIAS = 1 };
+enum : int { ARG_SCALE = 0, ARG_BIAS = 1, ARG_BEFORE = 2, ARG_AFTER = 3 };
 
 // Sums of this many elements are kept in f32 lanes before they are added to the f64 total: 64 terms a lane at most.
 constexpr int64_t SUM_BLOCK = 64 * VL;
@@ -77,8 +78,14 @@ double exponentials(float* row, int64_t n, float top) {
     return sum;
 }
 
-// Items are rows of dst.
-template <class M>
+void cap(float* out, const float* a, int64_t n, float before, float after) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) vstore(out + i, vtanh(vload(a + i) * before) * after);
+    if (i < n) store_tail<RowF32>(out + i, n - i, vtanh(load_tail<RowF32>(a + i, n - i) * before) * after);
+}
+
+// Items are rows of dst. Capped logits are written to the result first and read from there.
+template <class M, bool CAPPED>
 bool run(const Step& step, int64_t begin, int64_t end, Worker&) {
     const Tensor &dst = *step.dst, &a = *step.src[0];
     const Tensor *mask = step.src[1], *sinks = step.src[2];
@@ -97,7 +104,12 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker&) {
             m = at<typename M::Element>(
                 mask->data, i1 * mask->nb[1] + i2 % mask->ne[2] * mask->nb[2] + i3 % mask->ne[3] * mask->nb[3]);
         float* row = at<float>(dst.data, i1 * dst.nb[1] + i2 * dst.nb[2] + i3 * dst.nb[3]);
-        float top = logits<M>(row, at<float>(a.data, i1 * a.nb[1] + i2 * a.nb[2] + i3 * a.nb[3]), m, n, scale, slope);
+        const float* from = at<float>(a.data, i1 * a.nb[1] + i2 * a.nb[2] + i3 * a.nb[3]);
+        if (CAPPED) {
+            cap(row, from, n, step.arg.f32[ARG_BEFORE], step.arg.f32[ARG_AFTER]);
+            from = row;
+        }
+        float top = logits<M>(row, from, m, n, scale, slope);
         float sink = 0.0f;
         if (sinks != nullptr) {
             sink = *at<float>(sinks->data, i2 * sinks->nb[0]);
@@ -114,24 +126,32 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker&) {
 }
 
 // Relies on: a and dst f32 of one shape; the mask has a's row length, at least its ne[1] rows, and ne[2], ne[3] that
-// divide a's; sinks hold ne[2] values.
+// divide a's; sinks (of SOFT_MAX alone) hold ne[2] values.
+template <bool CAPPED>
 bool prepare(PlanBuilder& builder, const Tensor& node) {
-    const Tensor &a = *node.src[0], *mask = node.src[1], *sinks = node.src[2];
+    const Tensor &a = *node.src[0], *mask = node.src[1], *sinks = CAPPED ? nullptr : node.src[2];
     if (node.type != TYPE_F32 || a.type != TYPE_F32 || (sinks != nullptr && sinks->type != TYPE_F32))
         return builder.unsupported(node, "types %s -> %s", type_traits(a.type)->name, type_traits(node.type)->name);
     if (mask != nullptr && mask->type != TYPE_F32 && mask->type != TYPE_F16)
         return builder.unsupported(node, "a mask of type %s", type_traits(mask->type)->name);
     if (!rows_contiguous(a) || !rows_contiguous(node) || (mask != nullptr && !rows_contiguous(*mask)))
         return builder.unsupported(node, "rows with gaps between elements");
-    const Step::Fn fn = mask == nullptr ? run<NoMask> : mask->type == TYPE_F16 ? run<RowF16> : run<RowF32>;
-    Step& step = builder.add(fn, node, n_rows(node), n_elements(node) * 4);  // the exp counts for four
+    const Step::Fn fn = mask == nullptr          ? run<NoMask, CAPPED>
+                        : mask->type == TYPE_F16 ? run<RowF16, CAPPED>
+                                                 : run<RowF32, CAPPED>;
+    Step& step = builder.add(fn, node, n_rows(node), n_elements(node) * (CAPPED ? 8 : 4));  // the exp counts for four
     step.arg.f32[ARG_SCALE] = param_f32(node, 0);
     step.arg.f32[ARG_BIAS] = param_f32(node, 1);
+    step.arg.f32[ARG_BEFORE] = CAPPED ? param_f32(node, 2) : 0.0f;
+    step.arg.f32[ARG_AFTER] = CAPPED ? param_f32(node, 3) : 0.0f;
     return true;
 }
 
 }  // namespace
 
-void register_softmax(OpTable& table) { table.prepare[OP_SOFT_MAX] = prepare; }
+void register_softmax(OpTable& table) {
+    table.prepare[OP_SOFT_MAX] = prepare<false>;
+    table.prepare[OP_SOFT_CAP_MAX] = prepare<true>;
+}
 
 GGR_KERNELS_END

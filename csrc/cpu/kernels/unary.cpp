@@ -1,6 +1,6 @@
-// Element-wise functions of one tensor: all kinds of UNARY, SQR, SQRT, LOG, SIN, COS, SCALE, CLAMP, LEAKY_RELU. f32,
-// f16 and bf16 in any pair, computed in f32. Floor: bytes of source and result over memory bandwidth; from the caches
-// the functions with an exponential take about 12 to 25 operations a lane.
+// Element-wise functions of one tensor: all kinds of UNARY, SQR, SQRT, LOG, SIN, COS, SCALE, CLAMP, LEAKY_RELU,
+// SOFTCAP. f32, f16 and bf16 in any pair, computed in f32. Floor: bytes of source and result over memory bandwidth;
+// from the caches the functions with an exponential take about 12 to 25 operations a lane.
 #include "cpu/elementwise.h"
 #include "cpu/level.h"
 #include "cpu/vmath.h"
@@ -41,6 +41,7 @@ inline vf op_hardsigmoid(vf x, const float*) { return hard(x); }
 inline vf op_exp(vf x, const float*) { return vexp(x); }
 inline vf op_expm1(vf x, const float*) { return vexpm1(x); }
 inline vf op_softplus(vf x, const float*) { return vsoftplus(x); }
+inline vf op_sqrt_softplus(vf x, const float*) { return vsqrt(vsoftplus(x)); }
 // alpha_n, alpha_p, beta, eps
 inline vf op_xielu(vf x, const float* p) {
     const vf positive = (p[1] * x + p[2]) * x;
@@ -58,6 +59,9 @@ inline vf op_log(vf x, const float*) { return vlog(x); }
 inline vf op_sin(vf x, const float*) { return vsin(x); }
 inline vf op_cos(vf x, const float*) { return vcos(x); }
 inline vf op_scale(vf x, const float* p) { return x * p[0] + p[1]; }
+inline vf op_zero(vf, const float*) { return zero(); }
+// before, after
+inline vf op_softcap(vf x, const float* p) { return p[1] * vtanh(p[0] * x); }
 inline vf op_clamp(vf x, const float* p) { return vmax(vmin(x, vset(p[1])), vset(p[0])); }
 inline vf op_leaky_relu(vf x, const float* p) { return vmax(x, zero()) + p[0] * vmin(x, zero()); }
 
@@ -104,6 +108,12 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     return add_step(builder, node, apply<F>, COST, params, PARAMS);
 }
 
+// Scaling by 0 is how clients reset a state that may hold anything, NaN too.
+bool prepare_scale(PlanBuilder& builder, const Tensor& node) {
+    const bool reset = param_f32(node, 0) == 0.0f && param_f32(node, 1) == 0.0f;
+    return reset ? prepare<op_zero, 1, 0>(builder, node) : prepare<op_scale, 1, 2>(builder, node);
+}
+
 struct Kind {
     Apply fn;
     int cost;
@@ -119,6 +129,7 @@ bool prepare_unary(PlanBuilder& builder, const Tensor& node) {
         {apply<op_round>, 1},       {apply<op_trunc>, 1},
     };
     const int32_t kind = node.params[0];
+    if (kind == UNARY_SQRT_SOFTPLUS) return add_step(builder, node, apply<op_sqrt_softplus>, 10, nullptr, 0);
     if (kind < 0 || kind >= UNARY_COUNT_ || KIND[kind].fn == nullptr)
         return builder.unsupported(node, "unary kind %d", kind);
     const float params[4] = {param_f32(node, 1), param_f32(node, 2), param_f32(node, 3), param_f32(node, 4)};
@@ -134,7 +145,8 @@ void register_unary(OpTable& table) {
     table.prepare[OP_LOG] = prepare<op_log, 5, 0>;
     table.prepare[OP_SIN] = prepare<op_sin, 5, 0>;
     table.prepare[OP_COS] = prepare<op_cos, 5, 0>;
-    table.prepare[OP_SCALE] = prepare<op_scale, 1, 2>;
+    table.prepare[OP_SCALE] = prepare_scale;
+    table.prepare[OP_SOFTCAP] = prepare<op_softcap, 6, 2>;
     table.prepare[OP_CLAMP] = prepare<op_clamp, 1, 2>;
     table.prepare[OP_LEAKY_RELU] = prepare<op_leaky_relu, 1, 1>;
 }
