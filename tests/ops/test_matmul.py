@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
-from gguf.quants import dequantize
 
 from ggml_rpc.errors import RpcError
 from ggml_rpc.spec.types import TYPE_BY_NAME
 from tests.ops.tolerances import check, nmse
 from tests.support.device import Bench, bf16_to_f32, f32_to_bf16
+from tests.support.quants import decode
 from tests.support.wiretensor import Tensor
 
 PLAIN = ["F32", "F16", "BF16"]
-SMALL = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"]
-SUPER = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
+SMALL = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0", "Q2_0", "NVFP4"]
+SUPER = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"]
+SUPER += ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"]
 TYPES = PLAIN + SMALL + SUPER
 # Where the half-precision scales of a block lie: (offset, typical size) each.
 HALVES = {
@@ -32,6 +32,18 @@ HALVES = {
     "Q5_K": [(0, 0.0025), (2, 0.04)],
     "Q6_K": [(208, 0.0005)],
     "IQ4_XS": [(0, 0.0005)],
+    "IQ2_XXS": [(0, 0.02)],
+    "IQ2_XS": [(0, 0.02)],
+    "IQ2_S": [(0, 0.02)],
+    "IQ3_XXS": [(0, 0.01)],
+    "IQ3_S": [(0, 0.01)],
+    "IQ1_S": [(0, 0.1)],
+    "IQ1_M": [],
+    "TQ1_0": [(52, 0.5)],
+    "TQ2_0": [(64, 0.5)],
+    "Q1_0": [(0, 0.5)],
+    "Q2_0": [(0, 0.5)],
+    "NVFP4": [],
 }
 COLUMNS = [1, 2, 3, 7, 8, 9, 33]
 
@@ -60,7 +72,14 @@ def weights(rng: np.random.Generator, type_name: str, shape: tuple[int, ...]) ->
         blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(n, 2)
     if type_name == "MXFP4":
         blocks[:, 0] = rng.integers(120, 126, n)
-    values = dequantize(blocks.reshape(*shape[:-1], -1), gguf.GGMLQuantizationType[type_name])
+    if type_name == "NVFP4":
+        blocks[:, :4] = rng.integers(0x28, 0x38, (n, 4))
+    if type_name == "IQ1_M":  # the scale's nibbles are the top ones of the last four words
+        halves = (0.1 * rng.uniform(0.5, 1.5, n)).astype(np.float16).view(np.uint16)
+        words = blocks[:, 48:].copy().view("<u2")
+        words = (words & 0xFFF) | ((halves[:, None] >> np.array([0, 4, 8, 12], np.uint16)) & 15) << 12
+        blocks[:, 48:] = words.astype("<u2").view(np.uint8)
+    values = decode(blocks.reshape(*shape[:-1], -1), type_name)
     return blocks.tobytes(), values.reshape(shape).astype(np.float64)
 
 
@@ -122,7 +141,7 @@ MODEL_BOUND = 1e-10
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("n", COLUMNS)
 def test_types(bench: Bench, rng: np.random.Generator, type_name: str, n: int) -> None:
-    for m, k in [(1, 32), (5, 96), (37, 256), (70, 512), (33, 1056), (17, 2048)]:
+    for m, k in [(1, 32), (5, 96), (37, 256), (70, 512), (33, 1056), (17, 2048), (19, 896)]:
         if k % TYPE_BY_NAME[type_name].block:
             continue
         data, values = weights(rng, type_name, (m, k))
@@ -230,13 +249,13 @@ def test_zeros_and_extremes(bench: Bench, rng: np.random.Generator) -> None:
     x[:, 256:288] = 0
     x[4] = 0
     x[5] = 1
-    for type_name in ["Q8_0", "Q6_K", "IQ4_XS", "IQ4_NL"]:
+    for type_name in ["Q8_0", "Q6_K", "IQ4_XS", "IQ4_NL", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "NVFP4"]:
         spec = TYPE_BY_NAME[type_name]
         for fill in (0x00, 0x80, 0xFF, 0x7F):
             blocks = np.full((33 * 512 // spec.block, spec.bytes), fill, np.uint8)
             for offset, size in HALVES[type_name]:
                 blocks[:, offset : offset + 2] = np.frombuffer(np.float16(size).tobytes(), np.uint8)
-            values = dequantize(blocks.reshape(33, -1), gguf.GGMLQuantizationType[type_name]).astype(np.float64)
+            values = decode(blocks.reshape(33, -1), type_name).astype(np.float64)
             for n in (1, 2, 10):
                 node = mul_mat(bench, bench.put_raw(type_name, (33, 512), blocks.tobytes()), bench.put(x[:n]))
                 bench.run(node)
@@ -298,6 +317,6 @@ def test_illegal_expert(bench: Bench, rng: np.random.Generator, tokens: int, bad
 
 
 def test_type_without_kernel_is_named(bench: Bench) -> None:
-    w, x = bench.place("IQ1_S", (4, 256)), bench.place("F32", (1, 256))
-    with pytest.raises(RpcError, match="op MUL_MAT, tensor 'mul_mat result': types IQ1_S, F32 -> F32"):
+    w, x = bench.place("Q8_K", (4, 256)), bench.place("F32", (1, 256))
+    with pytest.raises(RpcError, match="op MUL_MAT, tensor 'mul_mat result': types Q8_K, F32 -> F32"):
         bench.run(mul_mat(bench, w, x))

@@ -25,6 +25,11 @@ QUANTISED = [
     "IQ4_NL",
     "IQ4_XS",
     "MXFP4",
+    "IQ2_XXS",
+    "IQ3_S",
+    "IQ1_M",
+    "TQ1_0",
+    "NVFP4",
 ]
 TARGETS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
 

@@ -8,7 +8,8 @@
 GGR_KERNELS_BEGIN
 
 bool find_engine(int32_t type, Engine* engine) {
-    return float_engine(type, engine) || small_engine(type, engine) || super_engine(type, engine);
+    return float_engine(type, engine) || small_engine(type, engine) || super_engine(type, engine) ||
+           grid_engine(type, engine);
 }
 
 namespace {

@@ -4,14 +4,18 @@
 //   w[i] = scale[i / SUB] * (u[i] - ZERO) + minimum[i / SUB]
 //
 //   FORMAT   how activations are quantised
-//   BLOCK    bytes of a block of 32 elements (types with small blocks), of 256 (super-blocks)
+//   GROUP_BYTES  of 256 elements
 //   SUB      elements that share a scale: 32 or 16
 //   ZERO     what u is above the signed value; a power of two or 0
 //   WIDE     8 significant bits
 //   MINIMUM  whether there are minima
 //   unpack(p, u)     256 elements in order
 //   scales(p, s, m)  256 / SUB scales, and minima if MINIMUM
-// Types with small blocks have piece(block) for 32 elements, and scale(block), minimum(block) as well. INTEGER types
+// SMALL types, whose rows can end within a group, have for the 32 elements i of a group as well
+//   piece_of(p, i)   the bytes
+//   lanes(p, i)      the scales, one for each four elements
+//   minimum_of(p, i) if MINIMUM
+// INTEGER types
 // (narrow, super-blocks) also give
 //   factors(p)       integer scales and (to be subtracted) minima of every 16 elements, and what both are to be
 //   multiplied with.
@@ -136,7 +140,8 @@ static inline f8 signed_bytes_to_f8(const void* p) {
 #endif
 }
 
-// What the types with blocks of 32 share. T gives piece, and a half-precision scale (and minimum) at the block's start.
+// What the types with blocks of 32 share. T gives piece and pair, and a half-precision scale (and minimum) at the
+// block's start.
 template <class T, int BYTES, ActFormat FORMAT_, int ZERO_, bool WIDE_, bool MINIMUM_>
 struct Small {
     static constexpr ActFormat FORMAT = FORMAT_;
@@ -179,7 +184,9 @@ struct Small {
         if (MINIMUM) m[0] = halves(p + 2);
     }
     static inline float scale(const uint8_t* p) { return read_half(p); }
-    static inline float minimum(const uint8_t* p) { return read_half(p + 2); }
+    static inline b32 piece_of(const uint8_t* p, int i) { return T::piece(p + i * BYTES); }
+    static inline f8 lanes(const uint8_t* p, int i) { return f8{} + T::scale(p + i * BYTES); }
+    static inline float minimum_of(const uint8_t* p, int i) { return read_half(p + i * BYTES + 2); }
 };
 
 struct Q4_0 : Small<Q4_0, 18, ACT_Q8_0, 8, false, false> {
@@ -252,7 +259,7 @@ static inline w16 widen_twice(uint64_t bytes) {
 template <int BYTES, int SUB_, int ZERO_, bool WIDE_, bool MINIMUM_>
 struct Super {
     static constexpr ActFormat FORMAT = ACT_Q8_K;
-    static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES, SUB = SUB_, ZERO = ZERO_;
+    static constexpr int GROUP_BYTES = BYTES, SUB = SUB_, ZERO = ZERO_;
     static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = false, INTEGER = !WIDE_;
 };
 

@@ -2,8 +2,8 @@
 //
 // Weights are unpacked to unsigned bytes u with w = scale * (u - zero) or scale * u + minimum, activations are signed
 // bytes. Unsigned times signed is what vpdpbusd and pmaddubsw take. pmaddubsw adds pairs into 16 bits with saturation:
-// u <= 63 and |a| <= 127 stay below 2 * 63 * 127 = 16002. Types with 8 significant bits ("wide") are therefore kept
-// signed at levels without vpdpbusd and multiplied as |w| * (a with the sign of w), at most 2 * 128 * 127 = 32512.
+// u <= 126 and |a| <= 128 stay at or below 2 * 126 * 128 = 32256. Types with 8 significant bits ("wide") are therefore
+// kept signed at levels without vpdpbusd and multiplied as |w| * (a with the sign of w), at most 2 * 128 * 127 = 32512.
 #pragma once
 
 #include "cpu/simd.h"

@@ -33,6 +33,7 @@ bool small_engine(int32_t type, Engine* engine);
 bool super_engine(int32_t type, Engine* engine);
 // Any of them.
 bool find_engine(int32_t type, Engine* engine);
+bool grid_engine(int32_t type, Engine* engine);
 
 namespace {
 

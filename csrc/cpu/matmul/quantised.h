@@ -19,7 +19,13 @@ static inline void dot_group(fv& acc, f8& extra, const uint8_t* column, const Co
                              const f8 m[2]) {
     f8 both[2] = {};
     if constexpr (T::SMALL) {
-        both[0] = s[0] * column_part(column, l.scale, g * PIECES);
+        const f8 d = column_part(column, l.scale, g * PIECES);
+        if constexpr (T::SUB == 32) {
+            both[0] = s[0] * d;
+        } else {
+            both[0] = s[0] * __builtin_shuffle(d, i8x{0, 0, 1, 1, 2, 2, 3, 3});
+            both[1] = s[1] * __builtin_shuffle(d, i8x{4, 4, 5, 5, 6, 6, 7, 7});
+        }
         if (T::MINIMUM) extra += m[0] * column_part(column, l.sum, g * PIECES);
     } else {
         static_assert(!T::MINIMUM, "super-blocks with minima have integer factors");
@@ -91,18 +97,20 @@ static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l
     if constexpr (T::SMALL) {
         for (int64_t b = groups * PIECES; b < p.k / QK; ++b)
             for (int r = 0; r < NR; ++r) {
-                const uint8_t* block = w + r * p.row_bytes + b * T::BLOCK;
-                const b32 u = T::piece(block);
+                const uint8_t* group = w + r * p.row_bytes + groups * T::GROUP_BYTES;
+                const int i = (int)(b - groups * PIECES);
+                const b32 u = T::piece_of(group, i);
                 for (int c = 0; c < NC; ++c) {
                     const b32 a = vread<b32>(columns[c] + b * QK);
-                    float d, sum;
+                    float d;
                     std::memcpy(&d, columns[c] + l.scale + 4 * b, 4);
                     i8x start = {};
                     if (T::ZERO != 0) start -= dot32<false>(i8x{}, b32{} + (uint8_t)T::ZERO, a);
-                    extra[r][c] += __builtin_convertvector(dot32<T::WIDE>(start, u, a), f8) * (T::scale(block) * d);
-                    if (T::MINIMUM) {
+                    extra[r][c] += __builtin_convertvector(dot32<T::WIDE>(start, u, a), f8) * (T::lanes(group, i) * d);
+                    if constexpr (T::MINIMUM) {
+                        float sum;
                         std::memcpy(&sum, columns[c] + l.sum + 4 * b, 4);
-                        extra[r][c][0] += T::minimum(block) * sum;
+                        extra[r][c][0] += T::minimum_of(group, i) * sum;
                     }
                 }
             }
@@ -158,7 +166,7 @@ struct QuantPanel {
                         for (int i = 0; i < SUBS; ++i) s_to[i * PANEL_ROWS] = m_to[i * PANEL_ROWS] = 0.0f;
                         continue;
                     }
-                    const uint8_t* from = p.weights + row * p.row_bytes + (k0 + g) / (T::SMALL ? QK : GROUP) * T::BLOCK;
+                    const uint8_t* from = p.weights + row * p.row_bytes + (k0 + g) / GROUP * T::GROUP_BYTES;
                     prefetch<T::GROUP_BYTES>(from + STEP / GROUP * T::GROUP_BYTES);  // the next slice
                     unpack_row(from, pieces, rows + lane * GROUP, s_to, m_to);
                 }
@@ -176,9 +184,15 @@ struct QuantPanel {
             T::scales(from, s, m);
         } else if constexpr (T::SMALL) {
             for (int i = 0; i < pieces; ++i) {
-                vwrite(row + i * QK, T::piece(from + i * T::BLOCK));
-                s[0][i] = T::scale(from + i * T::BLOCK);
-                if (T::MINIMUM) m[0][i] = T::minimum(from + i * T::BLOCK);
+                vwrite(row + i * QK, T::piece_of(from, i));
+                const f8 lanes = T::lanes(from, i);
+                if constexpr (T::SUB == 32) {
+                    s[0][i] = lanes[0];
+                } else {
+                    s[i / 4][2 * i % 8] = lanes[0];
+                    s[i / 4][2 * i % 8 + 1] = lanes[4];
+                }
+                if constexpr (T::MINIMUM) m[0][i] = T::minimum_of(from, i);
             }
         }
         for (int i = 0; i < SUBS; ++i) {
@@ -207,13 +221,17 @@ struct QuantPanel {
         }
     }
 
-    // Dot products of SUB elements, from the zero points' part on.
+    // Dot products of SUB elements, from the zero points' part on. The records of small blocks have sums of 32 only.
     static inline void dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k, int64_t negative,
                             int64_t sub, vi acc[PANEL_VECTORS][TILE_COLUMNS]) {
 #pragma GCC unroll 8
         for (int c = 0; c < TILE_COLUMNS; ++c) {
             vi start = {};
-            if (T::ZERO != 0) {
+            if constexpr (T::SMALL && T::SUB == 16) {
+                for (int i = 0; i < T::SUB; i += 4)
+                    start -= dot_lanes<false>(vi{}, bl{} + (uint8_t)T::ZERO,
+                                              load_four(reinterpret_cast<const int8_t*>(columns[c] + k + i)));
+            } else if (T::ZERO != 0) {
                 int32_t sum;
                 std::memcpy(&sum, columns[c] + negative + 4 * sub, 4);
                 start = vset_i(sum) * T::ZERO;
@@ -260,7 +278,7 @@ struct QuantPanel {
 #pragma GCC unroll 8
                     for (int c = 0; c < TILE_COLUMNS; ++c) {
                         vf x = __builtin_convertvector(acc[v][c], vf) * s;
-                        if (T::SMALL) x *= element(columns[c], l.scale, sub);
+                        if (T::SMALL) x *= element(columns[c], l.scale, (k0 + i) / QK);
                         sum[v][c] += x;
                         if (T::MINIMUM) sum[v][c] += m * element(columns[c], T::SUB == 32 ? l.sum : l.sum16, sub);
                     }

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cpu/quants/grid.h"
 #include "cpu/quants/k.h"
-#include "cpu/quants/tables4.h"
+#include "cpu/quants/tiny.h"
 
 namespace ggr {
 namespace GGR_LEVEL {
@@ -60,6 +61,30 @@ static void bf16_row_to_f32(const uint8_t* src, float* y, int64_t n) {
             return dequantize_row_iq4_xs;
         case TYPE_MXFP4:
             return dequantize_row_mxfp4;
+        case TYPE_IQ2_XXS:
+            return dequantize_codes<CodesIQ2_XXS>;
+        case TYPE_IQ2_XS:
+            return dequantize_codes<CodesIQ2_XS>;
+        case TYPE_IQ2_S:
+            return dequantize_codes<CodesIQ2_S>;
+        case TYPE_IQ3_XXS:
+            return dequantize_codes<CodesIQ3_XXS>;
+        case TYPE_IQ3_S:
+            return dequantize_codes<CodesIQ3_S>;
+        case TYPE_IQ1_S:
+            return dequantize_codes<CodesIQ1_S>;
+        case TYPE_IQ1_M:
+            return dequantize_codes<CodesIQ1_M>;
+        case TYPE_TQ1_0:
+            return dequantize_codes<CodesTQ1_0>;
+        case TYPE_TQ2_0:
+            return dequantize_codes<CodesTQ2_0>;
+        case TYPE_Q1_0:
+            return dequantize_small_codes<CodesQ1_0>;
+        case TYPE_Q2_0:
+            return dequantize_small_codes<CodesQ2_0>;
+        case TYPE_NVFP4:
+            return dequantize_small_codes<CodesNVFP4>;
         default:
             return nullptr;
     }

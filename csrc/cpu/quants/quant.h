@@ -5,6 +5,7 @@
 #include "cpu/quants/quant_k.h"
 #include "cpu/quants/small.h"
 #include "cpu/quants/tables4.h"
+#include "cpu/quants/tiny.h"
 
 namespace ggr {
 namespace GGR_LEVEL {
@@ -66,6 +67,16 @@ static void bf16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
             return quantize_row_q6_K;
         case TYPE_IQ4_XS:
             return quantize_row_iq4_xs;
+        case TYPE_TQ1_0:
+            return quantize_row_tq1_0;
+        case TYPE_TQ2_0:
+            return quantize_row_tq2_0;
+        case TYPE_Q1_0:
+            return quantize_row_q1_0;
+        case TYPE_Q2_0:
+            return quantize_row_q2_0;
+        case TYPE_NVFP4:
+            return quantize_row_nvfp4;
         default:
             return nullptr;
     }
