@@ -32,7 +32,11 @@
     X(matmul)           \
     X(gated)            \
     X(ik)               \
-    X(attention)
+    X(attention)        \
+    X(recurrent)        \
+    X(linear_attention) \
+    X(triangle)         \
+    X(ik_recurrent)
 
 GGR_KERNELS_BEGIN
 #define GGR_DECLARE(name) void register_##name(OpTable& table);

@@ -14,8 +14,9 @@ struct Table {
     RuleFn check[OP_COUNT_] = {};
     Table() {
         const RuleFamily families[] = {
-            elementwise_rules(), reduction_rules(),   matmul_rules(),    attention_rules(), rows_rules(), copy_rules(),
-            shape_rules(),       convolution_rules(), recurrent_rules(), gradient_rules(),  ik_rules(),
+            elementwise_rules(), reduction_rules(), matmul_rules(), attention_rules(),
+            rows_rules(),        copy_rules(),      shape_rules(),  convolution_rules(),
+            recurrent_rules(),   gradient_rules(),  ik_rules(),     ik_recurrent_rules(),
         };
         for (const RuleFamily& family : families)
             for (size_t i = 0; i < family.count; ++i) check[family.rules[i].op] = family.rules[i].check;
@@ -35,8 +36,10 @@ uint32_t steering_sources(int32_t op) {
             return 1u << 2;
         case OP_MOE_FUSED_UP_GATE:
         case OP_MUL_MULTI_ADD:
+        case OP_IK_SSM_CONV:
             return 1u << 3;
         case OP_SSM_SCAN:
+        case OP_IK_SSM_SCAN:
             return 1u << 6;
         case OP_ARGSORT:
         case OP_TOP_K:

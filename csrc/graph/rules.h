@@ -37,6 +37,7 @@ RuleFamily copy_rules();
 RuleFamily shape_rules();
 RuleFamily convolution_rules();
 RuleFamily recurrent_rules();
+RuleFamily ik_recurrent_rules();
 RuleFamily gradient_rules();
 RuleFamily ik_rules();
 

@@ -13,6 +13,9 @@ bool all_f32_contiguous(const Tensor& node) {
     return is_f32(node) && is_contiguous(node);
 }
 
+// States to keep, the latest first. Clients from before the parameter leave it 0 and mean one.
+int64_t snapshots_of(const Tensor& node) { return node.params[0] == 0 ? 1 : node.params[0]; }
+
 bool ssm_conv(const Tensor& node, Error* err) {
     const Tensor &x = *node.src[0], &kernel = *node.src[1];
     REQUIRE(is_f32(x) && is_f32(kernel) && is_f32(node), "sources and result must be F32");
@@ -31,7 +34,7 @@ bool ssm_scan(const Tensor& node, Error* err) {
     const Tensor &s = *node.src[0], &x = *node.src[1], &dt = *node.src[2], &a = *node.src[3], &b = *node.src[4],
                  &c = *node.src[5], &ids = *node.src[6];
     const int64_t d_state = s.ne[0], dim = x.ne[0], heads = x.ne[1], tokens = x.ne[2], seqs = x.ne[3];
-    const int64_t snapshots = node.params[0];
+    const int64_t snapshots = snapshots_of(node);
     for (int i = 0; i < 6; ++i) REQUIRE(is_f32(*node.src[i]), "sources 0 to 5 must be F32");
     REQUIRE(is_i32(ids) && is_vector(ids) && rows_contiguous(ids), "source 6 (ids) must be a vector of I32");
     REQUIRE(is_contiguous(s) && is_contiguous(dt) && is_contiguous(a), "state, steps and decay must be contiguous");
@@ -84,7 +87,8 @@ bool linear_attention(const Tensor& node, Error* err) {
 bool gated_delta_net(const Tensor& node, Error* err) {
     const Tensor &q = *node.src[0], &k = *node.src[1], &v = *node.src[2], &g = *node.src[3], &beta = *node.src[4],
                  &state = *node.src[5];
-    const int64_t size = v.ne[0], heads = v.ne[1], tokens = v.ne[2], seqs = v.ne[3], snapshots = node.params[0];
+    const int64_t size = v.ne[0], heads = v.ne[1], tokens = v.ne[2], seqs = v.ne[3];
+    const int64_t snapshots = snapshots_of(node);
     for (int i = 0; i < 6; ++i) REQUIRE(is_f32(*node.src[i]), "sources must be F32");
     for (const Tensor* t : {&q, &k}) {
         REQUIRE(rows_contiguous(*t), "rows of q, k and v must be contiguous");
@@ -97,7 +101,11 @@ bool gated_delta_net(const Tensor& node, Error* err) {
     REQUIRE((g.ne[0] == 1 || g.ne[0] == size) && g.ne[1] == heads && g.ne[2] == tokens && g.ne[3] == seqs,
             "the gate must be one number or one row for each head and token");
     REQUIRE(is_shape(beta, 1, heads, tokens, seqs), "beta must be one number for each head and token");
-    REQUIRE(is_shape(state, size, size, heads, seqs), "the state must have a matrix for each head and sequence");
+    // Clients from before snapshots may hold the state in any shape.
+    REQUIRE(work_fits(size, size, heads, seqs) &&
+                (is_shape(state, size, size, heads, seqs) ||
+                 (node.params[0] == 0 && n_elements(state) == size * size * heads * seqs)),
+            "the state must have a matrix for each head and sequence");
     REQUIRE(snapshots >= 1 && work_fits(snapshots, size, seqs), "parameter 0 (snapshots) must be positive and fit");
     REQUIRE(work_fits(size, heads) && work_fits(tokens, seqs), "the scan must not take more than 2^50 operations");
     REQUIRE(is_f32(node) && is_contiguous(node) &&
