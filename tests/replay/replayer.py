@@ -276,10 +276,9 @@ class Connection:
         if command in EXACT and ours != recorded:
             raise ReplayError(f"{what}: {ours.hex()} instead of {recorded.hex()}")
         if command is Command.ALLOC_BUFFER:
-            (old, _), (new, size) = struct.unpack("<QQ", recorded), struct.unpack("<QQ", ours)
-            (asked,) = struct.unpack("<Q", recorded_request[-8:])  # some stock servers round up, and differently
-            if new == 0 or size < asked:
-                raise ReplayError(f"{what}: got {size} bytes instead of {asked}")
+            (old, old_size), (new, new_size) = struct.unpack("<QQ", recorded), struct.unpack("<QQ", ours)
+            if new == 0 or new_size < old_size:
+                raise ReplayError(f"{what}: got {new_size} bytes instead of {old_size}")
             self.handles[old] = new
         elif command is Command.BUFFER_GET_BASE:
             (handle,) = struct.unpack("<Q", recorded_request)
