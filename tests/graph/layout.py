@@ -14,7 +14,11 @@ def reach(ne: tuple[int, ...], nb: tuple[int, ...], type_id: int) -> int:
         return 0
     kind = TYPE_BY_ID[type_id]
     blocks = ne[0] // kind.block
-    return kind.bytes + (blocks - 1) * nb[0] + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))
+    return kind.row_meta + kind.bytes + (blocks - 1) * nb[0] + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))
+
+
+# A cast names itself as the place to copy to; SET_ROWS of old clients has its target as view_src only.
+SELF = {("CPY", 1), ("SET_ROWS", 2)}
 
 
 def assert_inside(checked: CheckedGraph, buffers: Buffers) -> None:
@@ -29,7 +33,7 @@ def assert_inside(checked: CheckedGraph, buffers: Buffers) -> None:
         assert all(n >= 0 for n in t.ne)
         assert all(b >= 0 for b in t.nb)
         assert reach(t.ne, t.nb, t.type) == t.extent
-        assert all(j < i or (j == i and OP_BY_ID[t.op].name == "CPY" and slot == 1) for slot, j in enumerate(t.src))
+        assert all(j < i or (j == i and (OP_BY_ID[t.op].name, slot) in SELF) for slot, j in enumerate(t.src))
         if t.buffer:
             size, _ = sizes[t.buffer]
             assert t.offset >= 0
