@@ -191,7 +191,8 @@ bool moe_fused_up_gate(const Tensor& node, Error* err) {
     REQUIRE(up.ne[0] == x.ne[0], "rows of sources 0 and 2 must have the same length");
     REQUIRE(ids.ne[1] == x.ne[2], "source 3 must have a list of ids for each token of source 2");
     REQUIRE(divides(x.ne[1], ids.ne[0]), "rows of source 2 must repeat evenly over the ids of a token");
-    REQUIRE(!merged || up.ne[1] % 2 == 0, "matrices that hold gate and up must have an even number of rows");
+    REQUIRE(!merged || up.ne[1] % (2 * type_traits(up.type)->row_group) == 0,
+            "matrices that hold gate and up must have an even number of rows, or groups of interleaved rows");
     REQUIRE(is_shape(node, merged ? up.ne[1] / 2 : up.ne[1], ids.ne[0], x.ne[2], 1),
             "the result must have a row for each id, with a column for each row of gate and up");
     REQUIRE(rows_contiguous(x) && rows_contiguous(node), "rows must be contiguous");

@@ -9,7 +9,11 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ggml_rpc.spec import dialects
+from ggml_rpc.spec.dialects import DEFAULT as LLAMA_8_0
+from ggml_rpc.spec.dialects import Dialect
 from ggml_rpc.spec.enums import GluKind, TriKind, UnaryKind
+from ggml_rpc.spec.ops import FIRST_IK_OP, OP_BY_NAME
 from ggml_rpc.spec.types import TYPES
 from tests.support.wiretensor import Arena, Tensor, tensor
 
@@ -20,6 +24,7 @@ QUANTIZED = frozenset(t.name for t in TYPES if t.is_quantized)
 ONLY: frozenset[str] = frozenset()
 NAN = float("nan")
 INF = float("inf")
+IK_3_5 = dialects.find("ik-3.5.2")
 
 Fits = Callable[[int], bool]
 Bad = Mapping[int, tuple[float, ...]]
@@ -48,6 +53,8 @@ class Example:
         Sources that may be missing.
     bad : mapping of int to tuple
         Values that a parameter word must not have; a float stands for its bits.
+    dialect : Dialect
+        Whose graph it is: enumerations in its parameters are numbered so.
     """
 
     op: str
@@ -59,6 +66,7 @@ class Example:
     tied: tuple[int, ...] = ()
     optional: frozenset[int] = frozenset()
     bad: Bad = field(default_factory=dict)
+    dialect: Dialect = LLAMA_8_0
 
     @property
     def id(self) -> str:
@@ -76,6 +84,8 @@ EXAMPLES: list[Example] = []
 
 def add(op: str, name: str, build: Callable[[Arena], Tensor], **freedom: object) -> None:
     """Append an example."""
+    if OP_BY_NAME[op].id >= FIRST_IK_OP:
+        freedom.setdefault("dialect", IK_3_5)
     EXAMPLES.append(Example(op, name, build, **freedom))  # type: ignore[arg-type]
 
 
@@ -794,6 +804,164 @@ simple(
     optional=frozenset({3}),
 )
 simple("SILU_BACK", ("F32", SHAPE), ("F32", SHAPE), ("F32", SHAPE), strides=dict.fromkeys((RESULT, 0, 1), "even"))
+
+
+# ---- ik_llama.cpp's own, and what it sends in other forms ----
+
+simple(
+    "GET_ROWS",
+    ("Q8_0", (64, 5, 3, 2)),
+    ("Q8_0", (64, 9, 3, 2)),
+    ("I32", (5, 3, 2)),
+    name="as they are",
+    types={RESULT: frozenset({"F32"})},
+    sizes={(0, 1): ANY},
+    strides={1: "any"},
+    dialect=IK_3_5,
+)
+for _op in ("FUSED_RMS_NORM", "FUSED_NORM"):
+    simple(
+        _op,
+        ("F32", SHAPE),
+        ("F32", SHAPE),
+        ("F32", (64,)),
+        params=words(1e-5),
+        optional=frozenset({1} if _op == "FUSED_RMS_NORM" else ()),
+        bad={0: EPS},
+    )
+simple(
+    "FUSED_RMS_RMS_ADD",
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    ("F32", (64,)),
+    ("F32", SHAPE),
+    ("F32", (64,)),
+    params=words(1e-5),
+    bad={0: EPS},
+)
+_IK_SILU, _IK_SIGMOID = 10, 7
+_NO_GATES = (-1, 0, 9, 13, 16, 19, 2**31 - 1)
+simple(
+    "FUSED_MUL_UNARY",
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    params=words(_IK_SILU, 0.5),
+    sizes={(0, 0): into(1)},
+    bad={0: (*_NO_GATES, _IK_SIGMOID, 14), 1: (NAN,)},
+)
+simple(
+    "FUSED_MUL_UNARY",
+    ("F32", SHAPE),
+    ("F32", (1, 4, 3, 2)),
+    ("F32", SHAPE),
+    params=words(_IK_SIGMOID, 0.0),
+    name="row",
+    bad={0: (*_NO_GATES, 6, 14, 15), 1: (NAN,)},
+)
+simple(
+    "SOFTCAP",
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    params=words(0.02, 50.0),
+    bad={0: (NAN, INF), 1: (NAN, -INF)},
+)
+simple(
+    "SOFT_CAP_MAX",
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    ("F16", (64, 32)),
+    params=words(1.0, 0.0, 0.02, 50.0),
+    types={1: HALF},
+    sizes={(1, 1): at_least(4)},
+    strides={RESULT: "whole", 0: "whole", 1: "whole"},
+    optional=frozenset({1}),
+    bad={0: (NAN, INF), 1: EPS, 2: (INF,), 3: (NAN,)},
+)
+simple(
+    "HADAMARD",
+    ("F32", (256, 4, 3)),
+    ("F32", (256, 4, 3)),
+    params=words(64),
+    types={0: FLOATS | QUANTIZED},
+    bad={0: (0, 1, -2, 3, 96, 512, -(2**31))},
+)
+simple(
+    "MUL_MULTI_ADD",
+    ("F32", (64, 5)),
+    ("F32", (64, 4, 5)),
+    ("F32", (1, 4, 5)),
+    strides={1: "any"},
+)
+simple(
+    "MUL_MULTI_ADD",
+    ("F32", (64, 5)),
+    ("F32", (64, 4, 5)),
+    ("F32", (1, 4, 5)),
+    ("F32", (8,)),
+    ("I32", (4, 5)),
+    name="scaled",
+    sizes={(2, 0): ANY},
+    strides={1: "any", 2: "any", 3: "any"},
+)
+simple("MULTI_ADD", ("F32", (64, 5)), ("F32", (64, 5)), params=words(1), bad={0: (0, -1, 2, 2**31 - 1)})
+for _dim in (1, 2, 3):
+    simple(
+        "SUM_ROWS",
+        ("F32", tuple(1 if d == _dim else n for d, n in enumerate(SHAPE))),
+        ("F32", SHAPE),
+        params=words(_dim),
+        name=f"dim{_dim}",
+        sizes={(0, _dim): ANY},
+        bad={0: (-1, 4, 2**31 - 1, _dim % 3 + 1)},
+        dialect=IK_3_5,
+    )
+simple(
+    "FUSED_UP_GATE",
+    ("F32", (6, 5)),
+    ("Q4_0", (64, 6)),
+    ("Q4_0", (64, 6)),
+    ("F32", (64, 5)),
+    params=words(_IK_SILU, 0.0),
+    bad={0: (*_NO_GATES, _IK_SIGMOID), 1: (NAN,)},
+)
+_MOE = (("Q8_0", (64, 6, 8)), ("F32", (64, 1, 5)), ("I32", (2, 5)))
+simple(
+    "MOE_FUSED_UP_GATE",
+    ("F32", (6, 2, 5)),
+    _MOE[0],
+    *_MOE,
+    ("F32", (6, 8)),
+    ("F32", (6, 8)),
+    params=words(14, 0.0),
+    sizes={(2, 1): into(2)},
+    strides={3: "any"},
+    optional=frozenset({4, 5}),
+    bad={0: (*_NO_GATES, _IK_SIGMOID), 1: (NAN,)},
+)
+simple(
+    "MOE_FUSED_UP_GATE",
+    ("F32", (16, 2, 5)),
+    ("Q8_0", (64, 32, 8)),
+    None,
+    *_MOE[1:],
+    ("F32", (32, 8)),
+    params=words(_IK_SILU, 1.0),
+    name="merged",
+    types={0: FLOATS | QUANTIZED},
+    sizes={(2, 1): into(2)},
+    strides={3: "any"},
+    optional=frozenset({4}),
+    bad={0: (*_NO_GATES, _IK_SIGMOID), 1: (NAN,)},
+)
+simple(
+    "GROUPED_TOPK",
+    ("I32", (8, 5)),
+    ("F32", (64, 5)),
+    params=words(8, 4, 2),
+    sizes={(RESULT, 0): lambda n: n <= 64, (0, 0): lambda n: n >= 16 and n % 8 == 0},
+    bad={0: (0, -1, 3, 7, 128, 2**31 - 1), 1: (0, -1, 9), 2: (0, -1, 9)},
+)
 
 
 def arena(handle: int = 0xB0FFE, base: int = 0x7F00_0000_0000, size: int = 8 << 20) -> Arena:

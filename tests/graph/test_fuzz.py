@@ -151,10 +151,11 @@ def tail_count(g: Recorded) -> tuple[int]:
 def test_examples_with_several_changes(example: Example) -> None:
     """Random edges in random fields of every op's example: the rules must hold together, not only one by one."""
     rng = np.random.default_rng(list(example.id.encode()))
-    codec, record = Codec(DIALECT), DIALECT.record
+    dialect = example.dialect
+    codec, record = Codec(dialect), dialect.record
     a = arena()
     subject = example.build(a)
-    sound = graph_payload(DIALECT, [subject])
+    sound = graph_payload(dialect, [subject])
     buffers = [(a.handle, a.base, a.size, 0)]
     m = len(post_order([subject]))
     names = ["ne", "nb", "op_params", "type", "data", "op"]
@@ -169,5 +170,5 @@ def test_examples_with_several_changes(example: Example) -> None:
             value = [int(rng.choice(EDGES[:15])), old + 1, old * 2, old // 2, old - 1, 0, 1][int(rng.integers(0, 7))]
             if name == "data":
                 value = a.base + int(rng.integers(0, a.size // 4)) * 4
-            payload[at : at + record.size] = patch(DIALECT, now, name, value, index=index)
+            payload[at : at + record.size] = patch(dialect, now, name, value, index=index)
         parse(codec, bytes(payload), buffers)

@@ -203,6 +203,19 @@ def test_permuted_activations(bench: Bench, rng: np.random.Generator, type_name:
     assert nmse(bench.read(node), product(values, on_grid(x.transpose(1, 0, 2), type_name))) < MODEL_BOUND
 
 
+@pytest.mark.parametrize("type_name", ["F32", "F16", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize("x_type", ["F32", "F16"])
+@pytest.mark.parametrize("n", [1, 5, 12])
+def test_transposed_activations(bench: Bench, rng: np.random.Generator, type_name: str, x_type: str, n: int) -> None:
+    """Elements of a row of activations that are not adjacent, nor where adjacent ones would be."""
+    data, values = weights(rng, type_name, (21, 256))
+    raw, x = weights(rng, x_type, (256, n))
+    columns = bench.permute(bench.put_raw(x_type, (256, n), raw), (1, 0, 2, 3))
+    node = mul_mat(bench, bench.put_raw(type_name, (21, 256), data), columns)
+    bench.run(node)
+    assert nmse(bench.read(node), product(values, on_grid(x.T, type_name))) < MODEL_BOUND
+
+
 @pytest.mark.parametrize("type_name", PLAIN)
 @pytest.mark.parametrize("narrow", ["F16", "BF16"])
 @pytest.mark.parametrize("n", [1, 11])

@@ -81,17 +81,18 @@ def run_kind(bench: Bench, kind: UnaryKind, x: np.ndarray) -> np.ndarray:
 
 
 def test_every_kind_is_here() -> None:
-    assert set(KINDS) == set(UnaryKind)
+    """Those of ik_llama.cpp alone are among its ops."""
+    assert set(KINDS) == {k for k in UnaryKind if k <= UnaryKind.TRUNC}
 
 
-@pytest.mark.parametrize("kind", list(UnaryKind), ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", list(KINDS), ids=lambda k: k.name)
 def test_kinds(bench: Bench, rng: np.random.Generator, kind: UnaryKind) -> None:
     for n in LENGTHS:
         x = (rng.standard_normal((3, n)) * 3).astype(np.float32)
         check(run_kind(bench, kind, x), KINDS[kind](x.astype(np.float64)), "f32")
 
 
-@pytest.mark.parametrize("kind", list(UnaryKind), ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", list(KINDS), ids=lambda k: k.name)
 def test_kinds_over_the_whole_range(bench: Bench, rng: np.random.Generator, kind: UnaryKind) -> None:
     """Small, middling and large arguments each keep their relative accuracy as a row of their own."""
     for scale in (1e-6, 1e-2, 1.0, 10.0, 60.0):
@@ -165,7 +166,7 @@ AT_NAN = {UnaryKind.SGN: 0.0, UnaryKind.STEP: 0.0, UnaryKind.RELU: 0.0, UnaryKin
 
 
 @pytest.mark.parametrize(
-    "kind", [k for k in UnaryKind if k not in (UnaryKind.XIELU, UnaryKind.HARDSWISH)], ids=lambda k: k.name
+    "kind", [k for k in KINDS if k not in (UnaryKind.XIELU, UnaryKind.HARDSWISH)], ids=lambda k: k.name
 )
 def test_special_values(bench: Bench, kind: UnaryKind) -> None:
     with np.errstate(all="ignore"):
