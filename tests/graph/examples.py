@@ -962,6 +962,56 @@ simple(
     sizes={(RESULT, 0): lambda n: n <= 64, (0, 0): lambda n: n >= 16 and n % 8 == 0},
     bad={0: (0, -1, 3, 7, 128, 2**31 - 1), 1: (0, -1, 9), 2: (0, -1, 9)},
 )
+simple(
+    "IK_SSM_CONV",
+    ("F32", (8 * 5 + 4 * 8 * 2,)),
+    ("F32", (3, 8, 2)),
+    ("F32", (8, 5)),
+    ("F32", (4, 8)),
+    ("I32", (2, 5)),
+    strides={RESULT: "whole", 0: "close", 2: "whole", 3: "any"},
+)
+simple(
+    "IK_SSM_CONV",
+    ("F32", (8 * 5 + 4 * 8,)),
+    ("F32", (3, 8, 1)),
+    ("F32", (8, 5)),
+    ("F32", (4, 8)),
+    ("I32", (1, 5)),
+    ("F32", (3 * 8 * 5,)),
+    name="stored",
+    sizes={(4, 0): at_least(3 * 8 * 5), (4, 1): ANY, (4, 2): ANY, (4, 3): ANY},
+    strides={RESULT: "whole", 0: "close", 2: "whole", 3: "any", 4: "whole"},
+    optional=frozenset({4}),
+)
+simple(
+    "IK_SSM_SCAN",
+    ("F32", (8 * 5 + 16 * 8 * 2,)),
+    ("F32", (16, 8, 2)),
+    ("F32", (8, 5)),
+    ("F32", (8, 5)),
+    ("F32", (16, 8)),
+    ("F32", (16, 5)),
+    ("F32", (16, 5)),
+    ("I32", (2, 5)),
+    strides={RESULT: "whole", 0: "whole", 1: "whole", 2: "whole", 3: "whole", 6: "any"},
+)
+simple(
+    "DELTA_NET",
+    ("F32", (8 * 5 * 4 * 2 + 8 * 8 * 4 * 2,)),
+    ("F32", (8, 5, 2, 2)),
+    ("F32", (8, 5, 2, 2)),
+    ("F32", (8, 5, 4, 2)),
+    ("F32", (5, 1, 4, 2)),
+    ("F32", (1, 5, 4, 2)),
+    ("F32", (8, 8 * 4, 1, 2)),
+    ("F32", (4 * 8 * 8 * 4 * 2,)),
+    params=words(1),
+    sizes={(3, 1): lambda n: n in (1, 8), (6, 0): at_least(4 * 8 * 8 * 4 * 2), (6, 1): ANY, (6, 2): ANY, (6, 3): ANY},
+    strides={RESULT: "whole", 0: "whole", 1: "whole", 3: "any", 4: "any", 5: "whole", 6: "whole"},
+    optional=frozenset({6}),
+    bad={0: (-1, 2)},
+)
 
 
 def arena(handle: int = 0xB0FFE, base: int = 0x7F00_0000_0000, size: int = 8 << 20) -> Arena:
