@@ -97,6 +97,7 @@ def test_rows(servers: Servers, hold: Hold, type_name: str) -> None:
 
 # What stock's CPU writes: rows of a quantised cache, and the f32, f16, bf16 among each other.
 WRITTEN = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]
+WRITTEN += ["TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "NVFP4"]
 
 
 @pytest.mark.parametrize("op", ["CPY", "SET_ROWS"])

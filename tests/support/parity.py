@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, quants
 
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command
@@ -27,6 +26,7 @@ from ggml_rpc.spec.enums import GluKind, TensorFlag, UnaryKind
 from ggml_rpc.spec.ops import OP_BY_ID
 from ggml_rpc.spec.types import TYPE_BY_ID
 from tests.replay.replayer import REQUEST_HEADER, Capture, Connection, Message, Report, load, row_errors
+from tests.support.quants import decode
 from tests.support.rawclient import split_endpoint
 from tests.support.wiretensor import Tensor, tensor
 
@@ -119,7 +119,7 @@ def values(t: Tensor, data: bytes) -> npt.NDArray[np.float64]:
         return array.astype(np.float64).reshape(-1, t.ne[0])
     row = TYPE_BY_ID[t.type].row_bytes(t.ne[0])
     raw = np.ndarray((*shape[:3], row), np.uint8, data, 0, (*reversed(t.nb[1:]), 1))
-    floats = quants.dequantize(np.ascontiguousarray(raw).reshape(-1, row), GGMLQuantizationType[name])
+    floats = decode(np.ascontiguousarray(raw).reshape(-1, row), name)
     return floats.astype(np.float64).reshape(-1, t.ne[0])
 
 

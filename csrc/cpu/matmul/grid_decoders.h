@@ -15,9 +15,11 @@ struct Coded : Super<sizeof(typename T::Block), T::SUB, T::ZERO, false, false> {
     using Block = typename T::Block;
 
     static inline const Block& block(const uint8_t* p) { return *reinterpret_cast<const Block*>(p); }
-    static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
-#pragma GCC unroll 4
-        for (int i = 0; i < PIECES; i += 2) join32(u + i * QK / BW, T::piece(block(p), i), T::piece(block(p), i + 1));
+    // Not inline: what looks entries up wants all general registers, and of four rows it is 12 KiB of code.
+    __attribute__((noinline)) static void unpack(const uint8_t* p, bv u[REGISTERS]) {
+        b32 codes[PIECES];
+        T::unpack(block(p), codes);
+        for (int i = 0; i < PIECES; i += 2) join32(u + i * QK / BW, codes[i], codes[i + 1]);
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {
         uint64_t words[2];
@@ -71,9 +73,7 @@ struct Q2_0 : SmallCoded<CodesQ2_0> {
 struct NVFP4 : SmallCoded<CodesNVFP4> {
     // Eight of nvfp4_scale.
     static inline f8 floats(const uint8_t* first, const uint8_t* second) {
-        const uint8_t e[8] = {first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]};
-        typedef uint8_t u8x8 __attribute__((vector_size(8)));
-        const i8x bytes = __builtin_convertvector(vread<u8x8>(e), i8x);
+        const i8x bytes = (i8x)eight_words(read_u32(first) | (uint64_t)read_u32(second) << 32);
         return (f8)((bytes & 0x7f) << 20 & (bytes != 0x7f)) * 0x1p119f;
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {

@@ -7,7 +7,7 @@
 //   ZERO          what a code is above the signed value; a power of two, and codes are at most 126 (matmul/int8.h)
 //   d(x)          the factor of all scales
 //   scales(x, s)  256 / SUB integers, a byte each, the first in the low byte of s[0]
-//   piece(x, i)   codes of the elements 32 i and following
+//   unpack(x, q)  the codes in order, 32 a register
 #pragma once
 
 #include "cpu/quants/vec.h"
@@ -26,12 +26,25 @@ static inline V read_as(const void* p) {
     return v;
 }
 static inline u8x32 both_halves(u8x16 first, u8x16 second) {
+#if defined(__AVX2__)
+    return (u8x32)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)first), (__m128i)second, 1);
+#else
     u8x32 v;
     std::memcpy(&v, &first, sizeof first);
     std::memcpy(reinterpret_cast<uint8_t*>(&v) + sizeof first, &second, sizeof second);
     return v;
+#endif
 }
-
+// Eight bytes, the lowest first, as words of 32 bits.
+static inline u32x8 eight_words(uint64_t bytes) {
+#if defined(__AVX2__)
+    return (u32x8)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+#else
+    u32x8 v;
+    for (int i = 0; i < 8; ++i) v[i] = (uint32_t)(bytes >> 8 * i & 255);
+    return v;
+#endif
+}
 // Bit i as byte i: 255 or 0.
 static inline u8x32 mask_of_32_bits(uint32_t bits) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -67,9 +80,11 @@ static inline void dequantize_codes(const uint8_t* src, float* y, int64_t n) {
         T::scales(x[b], words);
         uint8_t scales[16];
         std::memcpy(scales, words, sizeof scales);
+        u8x32 codes[QK_K / QK];
+        T::unpack(x[b], codes);
         for (int i = 0; i < QK_K / QK; ++i, y += QK) {
             const uint8_t first = scales[i * QK / T::SUB], second = scales[(i * QK + 16) / T::SUB];
-            scale_piece(T::piece(x[b], i), T::ZERO, d * (float)first, d * (float)second, y);
+            scale_piece(codes[i], T::ZERO, d * (float)first, d * (float)second, y);
         }
     }
 }

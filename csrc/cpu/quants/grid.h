@@ -10,6 +10,7 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef uint64_t u64x4 __attribute__((vector_size(32)));
 
 // zero + magnitude, or zero - magnitude where the bit is set.
@@ -17,16 +18,18 @@ static inline u8x32 with_signs(u8x32 magnitudes, uint32_t bits, int zero) {
     const u8x32 mask = mask_of_32_bits(bits);
     return (magnitudes ^ mask) - mask + (uint8_t)zero;
 }
-// Signs of eight elements in seven bits: the eighth makes their number even. Four such bytes.
-static inline uint32_t even_signs(uint32_t sevens) {
-    uint32_t parity = sevens ^ sevens >> 4;
+// Signs of eight elements in seven bits: the eighth makes their number even. Each byte has such seven bits.
+template <class V>
+static inline V even_signs(V sevens) {
+    V parity = sevens ^ sevens >> 4;  // of each byte in its lowest bit
     parity ^= parity >> 2;
     parity ^= parity >> 1;
     return sevens | (parity & 0x01010101) << 7;
 }
-// The same from 28 bits in a row.
-static inline uint32_t even_signs_of_28(uint32_t x) {
-    return even_signs((x & 0x7f) | (x << 1 & 0x7f00) | (x << 2 & 0x7f0000) | (x << 3 & 0x7f000000));
+// The same for eight words that hold four times seven bits in a row.
+static inline void even_signs_of_28(u32x8 x, uint32_t signs[8]) {
+    x = even_signs((x & 0x7f) | (x << 1 & 0x7f00) | (x << 2 & 0x7f0000) | (x << 3 & 0x7f000000));
+    std::memcpy(signs, &x, sizeof x);
 }
 // Scales 2 s + 1 from eight nibbles.
 static inline uint64_t odd_scales(uint32_t nibbles) {
@@ -42,6 +45,21 @@ static inline uint64_t odd_scales_of_words(const uint8_t* words, int pitch) {
     for (int i = 0; i < 8; ++i) nibbles |= read_as<uint32_t>(words + i * pitch) >> 28 << 4 * i;
     return odd_scales(nibbles);
 }
+// Four fields of so many bits as words of 16.
+static inline uint64_t fields_to_words(uint32_t x, int bits) {
+    const uint64_t mask = (1u << bits) - 1;
+#if defined(__BMI2__)
+    return _pdep_u64(x, mask * 0x0001000100010001);
+#else
+    uint64_t words = 0;
+    for (int i = 0; i < 4; ++i) words |= (x >> bits * i & mask) << 16 * i;
+    return words;
+#endif
+}
+// Four entries, whose numbers are words of 16 bits.
+static inline u64x4 four_entries(const uint64_t* grid, uint64_t words) {
+    return u64x4{grid[words & 0xffff], grid[words >> 16 & 0xffff], grid[words >> 32 & 0xffff], grid[words >> 48]};
+}
 
 struct CodesIQ2_XXS {
     using Block = BlockIQ2_XXS;
@@ -50,11 +68,15 @@ struct CodesIQ2_XXS {
     static inline void scales(const Block& x, uint64_t s[2]) {
         s[0] = odd_scales_of_words(reinterpret_cast<const uint8_t*>(x.groups) + 4, 8);
     }
-    static inline u8x32 piece(const Block& x, int i) {
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
         const uint64_t* grid = IQ2_XXS_GRID.entries;
-        const auto& group = x.groups[i];
-        const u64x4 magnitudes = {grid[group.qs[0]], grid[group.qs[1]], grid[group.qs[2]], grid[group.qs[3]]};
-        return with_signs((u8x32)magnitudes, even_signs_of_28(group.signs_and_scale), ZERO);
+        const u32x8 first = read_as<u32x8>(x.groups), second = read_as<u32x8>(x.groups + 4);
+        uint32_t signs[8];
+        even_signs_of_28(__builtin_shuffle(first, second, u32x8{1, 3, 5, 7, 9, 11, 13, 15}), signs);
+        for (int i = 0; i < 8; ++i) {
+            const uint8_t* q = x.groups[i].qs;
+            codes[i] = with_signs((u8x32)u64x4{grid[q[0]], grid[q[1]], grid[q[2]], grid[q[3]]}, signs[i], ZERO);
+        }
     }
 };
 
@@ -65,13 +87,18 @@ struct CodesIQ2_XS {
     static inline void scales(const Block& x, uint64_t s[2]) {
         for (int h = 0; h < 2; ++h) s[h] = odd_scales(read_as<uint32_t>(x.scales + 4 * h));
     }
-    static inline u8x32 piece(const Block& x, int i) {
-        const uint64_t* grid = IQ2_XS_GRID.entries;
-        const uint16_t q[4] = {x.qs[4 * i], x.qs[4 * i + 1], x.qs[4 * i + 2], x.qs[4 * i + 3]};
-        const u64x4 magnitudes = {grid[q[0] & 511], grid[q[1] & 511], grid[q[2] & 511], grid[q[3] & 511]};
-        const uint32_t sevens = (uint32_t)(q[0] >> 9) | (uint32_t)(q[1] >> 9) << 8 | (uint32_t)(q[2] >> 9) << 16 |
-                                (uint32_t)(q[3] >> 9) << 24;
-        return with_signs((u8x32)magnitudes, even_signs(sevens), ZERO);
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        uint32_t signs[8];
+        for (int h = 0; h < 2; ++h) {
+            typedef uint32_t u32x4 __attribute__((vector_size(16)));
+            const u8x16 sevens = __builtin_convertvector(read_as<u16x16>(x.qs + 16 * h) >> 9, u8x16);
+            const u32x4 four = even_signs((u32x4)sevens);
+            std::memcpy(signs + 4 * h, &four, sizeof four);
+        }
+        for (int i = 0; i < 8; ++i) {
+            const uint64_t words = read_as<uint64_t>(x.qs + 4 * i) & 0x01ff01ff01ff01ff;
+            codes[i] = with_signs((u8x32)four_entries(IQ2_XS_GRID.entries, words), signs[i], ZERO);
+        }
     }
 };
 
@@ -82,13 +109,13 @@ struct CodesIQ2_S {
     static inline void scales(const Block& x, uint64_t s[2]) {
         for (int h = 0; h < 2; ++h) s[h] = odd_scales(read_as<uint32_t>(x.scales + 4 * h));
     }
-    static inline u8x32 piece(const Block& x, int i) {
-        const uint64_t* grid = IQ2_S_GRID.entries;
-        const uint8_t* q = x.qs + 4 * i;
-        const int high = x.qh[i];
-        const u64x4 magnitudes = {grid[q[0] | (high << 8 & 0x300)], grid[q[1] | (high << 6 & 0x300)],
-                                  grid[q[2] | (high << 4 & 0x300)], grid[q[3] | (high << 2 & 0x300)]};
-        return with_signs((u8x32)magnitudes, read_as<uint32_t>(x.signs + 4 * i), ZERO);
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        for (int i = 0; i < 8; ++i) {
+            const uint64_t words = fields_to_words(read_as<uint32_t>(x.qs + 4 * i), 8) | fields_to_words(x.qh[i], 2)
+                                                                                             << 8;
+            const u64x4 magnitudes = four_entries(IQ2_S_GRID.entries, words);
+            codes[i] = with_signs((u8x32)magnitudes, read_as<uint32_t>(x.signs + 4 * i), ZERO);
+        }
     }
 };
 
@@ -99,12 +126,16 @@ struct CodesIQ3_XXS {
     static inline void scales(const Block& x, uint64_t s[2]) {
         s[0] = odd_scales_of_words(reinterpret_cast<const uint8_t*>(x.signs_and_scale), 4);
     }
-    static inline u8x32 piece(const Block& x, int i) {
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
         const uint32_t* grid = IQ3_XXS_GRID.entries;
-        const uint8_t* q = x.qs + 8 * i;
-        const u32x8 magnitudes = {grid[q[0]], grid[q[1]], grid[q[2]], grid[q[3]],
-                                  grid[q[4]], grid[q[5]], grid[q[6]], grid[q[7]]};
-        return with_signs((u8x32)magnitudes, even_signs_of_28(x.signs_and_scale[i]), ZERO);
+        uint32_t signs[8];
+        even_signs_of_28(read_as<u32x8>(x.signs_and_scale), signs);
+        for (int i = 0; i < 8; ++i) {
+            const uint8_t* q = x.qs + 8 * i;
+            const u32x8 magnitudes = {grid[q[0]], grid[q[1]], grid[q[2]], grid[q[3]],
+                                      grid[q[4]], grid[q[5]], grid[q[6]], grid[q[7]]};
+            codes[i] = with_signs((u8x32)magnitudes, signs[i], ZERO);
+        }
     }
 };
 
@@ -113,23 +144,20 @@ struct CodesIQ3_S {
     static constexpr int SUB = 32, ZERO = 16;
     static inline float d(const Block& x) { return f16_to_f32(x.d); }
     static inline void scales(const Block& x, uint64_t s[2]) { s[0] = odd_scales(read_as<uint32_t>(x.scales)); }
-    static inline u8x32 piece(const Block& x, int i) {
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
         const uint32_t* grid = IQ3_S_GRID.entries;
-        const uint8_t* q = x.qs + 8 * i;
-        const int high = x.qh[i];
-        const u32x8 magnitudes = {grid[q[0] | (high << 8 & 256)], grid[q[1] | (high << 7 & 256)],
-                                  grid[q[2] | (high << 6 & 256)], grid[q[3] | (high << 5 & 256)],
-                                  grid[q[4] | (high << 4 & 256)], grid[q[5] | (high << 3 & 256)],
-                                  grid[q[6] | (high << 2 & 256)], grid[q[7] | (high << 1 & 256)]};
-        return with_signs((u8x32)magnitudes, read_as<uint32_t>(x.signs + 4 * i), ZERO);
+        for (int i = 0; i < 8; ++i) {
+            const uint8_t* q = x.qs + 8 * i;
+            const uint64_t a = fields_to_words(read_as<uint32_t>(q), 8) | fields_to_words(x.qh[i] & 15, 1) << 8;
+            const uint64_t b = fields_to_words(read_as<uint32_t>(q + 4), 8) | fields_to_words(x.qh[i] >> 4, 1) << 8;
+            const u32x8 magnitudes = {grid[a & 0xffff], grid[a >> 16 & 0xffff], grid[a >> 32 & 0xffff], grid[a >> 48],
+                                      grid[b & 0xffff], grid[b >> 16 & 0xffff], grid[b >> 32 & 0xffff], grid[b >> 48]};
+            codes[i] = with_signs((u8x32)magnitudes, read_as<uint32_t>(x.signs + 4 * i), ZERO);
+        }
     }
 };
 
-// All bytes of an entry one down or one up; they lie between 8 and 24.
-static inline uint64_t shifted(uint64_t entry, int down) {
-    const uint64_t ones = 0x0101010101010101;
-    return down ? entry - ones : entry + ones;
-}
+// Of IQ1 each byte of an entry goes one down or one up; they lie between 8 and 24.
 
 struct CodesIQ1_S {
     using Block = BlockIQ1_S;
@@ -140,13 +168,12 @@ struct CodesIQ1_S {
         for (int i = 0; i < 8; ++i) nibbles |= (uint32_t)(x.qh[i] >> 12 & 7) << 4 * i;
         s[0] = odd_scales(nibbles);
     }
-    static inline u8x32 piece(const Block& x, int i) {
-        const uint64_t* grid = IQ1_GRID.entries;
-        const uint8_t* q = x.qs + 4 * i;
-        const int high = x.qh[i], down = high & 0x8000;
-        return (u8x32)u64x4{
-            shifted(grid[q[0] | (high << 8 & 0x700)], down), shifted(grid[q[1] | (high << 5 & 0x700)], down),
-            shifted(grid[q[2] | (high << 2 & 0x700)], down), shifted(grid[q[3] | (high >> 1 & 0x700)], down)};
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        for (int i = 0; i < 8; ++i) {
+            const uint64_t words =
+                fields_to_words(read_as<uint32_t>(x.qs + 4 * i), 8) | fields_to_words(x.qh[i] & 0xfff, 3) << 8;
+            codes[i] = (u8x32)four_entries(IQ1_GRID.entries, words) + (uint8_t)(1 - (x.qh[i] >> 15 << 1));
+        }
     }
 };
 
@@ -160,20 +187,26 @@ struct CodesIQ1_M {
     }
     static inline void scales(const Block& x, uint64_t s[2]) {
         for (int h = 0; h < 2; ++h) {
-            const uint32_t first = x.scales[2 * h], second = x.scales[2 * h + 1];
-            uint32_t nibbles = 0;
-            for (int i = 0; i < 4; ++i)
-                nibbles |= (first >> 3 * i & 7) << 4 * i | (second >> 3 * i & 7) << (16 + 4 * i);
-            s[h] = odd_scales(nibbles);
+            const uint64_t first = fields_to_words(x.scales[2 * h] & 0xfff, 3),
+                           second = fields_to_words(x.scales[2 * h + 1] & 0xfff, 3);
+            s[h] = bytes_of_words(first) | bytes_of_words(second) << 32;
+            s[h] = 2 * s[h] + 0x0101010101010101;
         }
     }
-    static inline u8x32 piece(const Block& x, int i) {
-        const uint64_t* grid = IQ1_GRID.entries;
-        const uint8_t* q = x.qs + 4 * i;
-        const int a = x.qh[2 * i], b = x.qh[2 * i + 1];
-        return (u8x32)u64x4{
-            shifted(grid[q[0] | (a << 8 & 0x700)], a & 0x08), shifted(grid[q[1] | (a << 4 & 0x700)], a & 0x80),
-            shifted(grid[q[2] | (b << 8 & 0x700)], b & 0x08), shifted(grid[q[3] | (b << 4 & 0x700)], b & 0x80)};
+    // Four words below 256 as bytes.
+    static inline uint64_t bytes_of_words(uint64_t x) {
+        x = (x | x >> 8) & 0x0000ffff0000ffff;
+        return (x | x >> 16) & 0xffffffff;
+    }
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        for (int i = 0; i < 8; ++i) {
+            const uint64_t high = fields_to_words(x.qh[2 * i] | x.qh[2 * i + 1] << 8, 4);
+            const uint64_t words = fields_to_words(read_as<uint32_t>(x.qs + 4 * i), 8) | (high & 0x0007000700070007)
+                                                                                             << 8;
+            const u64x4 bits = {8, 8ull << 16, 8ull << 32, 8ull << 48};
+            const u64x4 down = (u64x4)(((u64x4{} + high) & bits) != 0);  // -1 in all bytes
+            codes[i] = (u8x32)four_entries(IQ1_GRID.entries, words) + ((u8x32)down | 1);
+        }
     }
 };
 

@@ -17,13 +17,13 @@ template <class V>
 static inline V first_trit(V q) {
     return -(V)(q > 85) - (V)(q > 170);
 }
-// The digit at a place of 0 .. 4.
 template <class V>
-static inline V trit(V q, int place) {
-    if (place & 1) q += q << 1;
-    if (place >= 2) q += q << 3;
-    if (place == 4) q += q << 3;
-    return first_trit(q);
+static inline V thrice(V q) {
+    return q + q + q;
+}
+static inline uint32_t thrice_bytes(uint32_t four) {
+    const uint32_t even = (four & 0x00ff00ff) * 3, odd = (four >> 8 & 0x00ff00ff) * 3;
+    return (even & 0x00ff00ff) | (odd & 0x00ff00ff) << 8;
 }
 
 struct CodesTQ1_0 {
@@ -31,14 +31,17 @@ struct CodesTQ1_0 {
     static constexpr int SUB = 32, ZERO = 1;
     static inline float d(const Block& x) { return f16_to_f32(x.d); }
     static inline void scales(const Block&, uint64_t s[2]) { s[0] = 0x0101010101010101; }
-    static inline u8x32 piece(const Block& x, int i) {
-        if (i < 5) return trit(read_as<u8x32>(x.qs), i);
-        const u8x16 q = load_u8x16(x.qs + 32);
-        if (i < 7) return both_halves(trit(q, 2 * i - 10), trit(q, 2 * i - 9));
-        typedef uint8_t u8x4 __attribute__((vector_size(4)));
-        const u8x4 one = read_as<u8x4>(x.qh), three = one + one + one, nine = three + three + three;
-        const u8x4 places[4] = {one, three, nine, nine + nine + nine};
-        return both_halves(trit(q, 4), first_trit(read_as<u8x16>(places)));
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        u8x32 q = read_as<u8x32>(x.qs);
+        for (int i = 0; i < 5; ++i, q = thrice(q)) codes[i] = first_trit(q);
+        u8x16 r = load_u8x16(x.qs + 32), trits[5];
+        for (int i = 0; i < 5; ++i, r = thrice(r)) trits[i] = first_trit(r);
+        typedef uint32_t u32x4 __attribute__((vector_size(16)));
+        const uint32_t one = read_as<uint32_t>(x.qh), three = thrice_bytes(one), nine = thrice_bytes(three);
+        const u32x4 places = {one, three, nine, thrice_bytes(nine)};
+        codes[5] = both_halves(trits[0], trits[1]);
+        codes[6] = both_halves(trits[2], trits[3]);
+        codes[7] = both_halves(trits[4], first_trit((u8x16)places));
     }
 };
 
@@ -47,7 +50,9 @@ struct CodesTQ2_0 {
     static constexpr int SUB = 32, ZERO = 1;
     static inline float d(const Block& x) { return f16_to_f32(x.d); }
     static inline void scales(const Block&, uint64_t s[2]) { s[0] = 0x0101010101010101; }
-    static inline u8x32 piece(const Block& x, int i) { return read_as<u8x32>(x.qs + 32 * (i / 4)) >> 2 * (i % 4) & 3; }
+    static inline void unpack(const Block& x, u8x32 codes[8]) {
+        for (int i = 0; i < 8; ++i) codes[i] = read_as<u8x32>(x.qs + 32 * (i / 4)) >> 2 * (i % 4) & 3;
+    }
 };
 
 // Types with blocks of fewer than 256 elements: piece i and scale i (of SUB elements) of a row.
@@ -67,8 +72,7 @@ struct CodesQ2_0 {
     static constexpr int ELEMENTS = 64, SUB = 32, ZERO = 1;
     static inline float scale(const Block* x, int64_t i) { return f16_to_f32(x[i / 2].d); }
     static inline u8x32 piece(const Block* x, int64_t i) {
-        typedef uint8_t u8x8 __attribute__((vector_size(8)));
-        const u32x8 q = __builtin_convertvector(read_as<u8x8>(x[i / 2].qs + 8 * (i % 2)), u32x8);
+        const u32x8 q = eight_words(read_as<uint64_t>(x[i / 2].qs + 8 * (i % 2)));
         return (u8x32)((q | q << 6 | q << 12 | q << 18) & 0x03030303);
     }
 };
@@ -89,10 +93,11 @@ struct CodesNVFP4 {
     static inline u8x32 piece(const Block* x, int64_t i) {
         const i8x16 values = {GGR_FP4_VALUES};
         const u8x16 q = load_u8x16(x[i / 2].qs + 16 * (i % 2));
-        const u8x16 low = (u8x16)lookup(values, q & 15), high = (u8x16)lookup(values, q >> 4);
         typedef uint64_t u64x2 __attribute__((vector_size(16)));
-        const u64x2 l = (u64x2)low, h = (u64x2)high;
-        return both_halves((u8x16)u64x2{l[0], h[0]}, (u8x16)u64x2{l[1], h[1]}) + (uint8_t)ZERO;
+        const u64x2 low = (u64x2)lookup(values, q & 15), high = (u64x2)lookup(values, q >> 4);
+        return both_halves((u8x16)__builtin_shuffle(low, high, u64x2{0, 2}),
+                           (u8x16)__builtin_shuffle(low, high, u64x2{1, 3})) +
+               (uint8_t)ZERO;
     }
 };
 
