@@ -54,11 +54,27 @@ bool ranges_meet(const Tensor& a, const Tensor& b) {
     return a0 < b0 + static_cast<uintptr_t>(extent_bytes(b)) && b0 < a0 + static_cast<uintptr_t>(extent_bytes(a));
 }
 
+// Sources that may be interleaved: weights of products, whose rules ask is_weights.
+uint32_t weight_sources(int32_t op) {
+    switch (op) {
+        case OP_MUL_MAT:
+        case OP_MUL_MAT_ID:
+            return 1u << 0;
+        case OP_FUSED_UP_GATE:
+        case OP_MOE_FUSED_UP_GATE:
+            return 3u << 0;
+        default:
+            return 0;
+    }
+}
+
 // Whether a source without elements can stand beside a result with some.
 bool may_be_empty(int32_t op, int slot) { return op == OP_CONCAT || (op == OP_SET_ROWS && slot < 2); }
 
 bool check_source(const Tensor& node, int slot, Error* err) {
     const Tensor& s = *node.src[slot];
+    REQUIRE(!is_interleaved(s) || (weight_sources(node.op) >> slot & 1) != 0,
+            "a tensor of interleaved rows can only be the weights of a product");
     REQUIRE(!is_empty(s) || is_empty(node) || may_be_empty(node.op, slot), "a source must not be empty");
     const int64_t blocks = n_elements(s) / block_size(s.type);
     REQUIRE(n_elements(s) <= MAX_REPEATED_ELEMENTS || blocks <= extent_bytes(s) / block_bytes(s.type),
@@ -78,6 +94,14 @@ int64_t times(int64_t a, int64_t b) {
     constexpr int64_t LIMIT = int64_t{1} << 60;
     int64_t product = 0;
     return __builtin_mul_overflow(a, b, &product) || product > LIMIT ? LIMIT : product;
+}
+
+bool is_weights(const Tensor& t) {
+    if (!is_float(t) && !is_quantized(t.type) && !is_interleaved(t)) return false;
+    if (!rows_contiguous(t)) return false;
+    if (!is_interleaved(t)) return true;
+    // Where matrices begin does not matter; within one, a group begins every row_group rows.
+    return t.ne[1] % type_traits(t.type)->row_group == 0 && t.nb[1] == row_bytes(t.type, t.ne[0]);
 }
 
 bool rows_evenly_spaced(const Tensor& t) {
@@ -133,6 +157,7 @@ bool check_node(const Tensor& node, Error* err) {
     if (rule == nullptr)
         return err->fail(Code::unsupported, "GRAPH_COMPUTE: tensor '%s': op %s: no rule for this op yet", node.name,
                          op_traits(node.op)->name);
+    REQUIRE(!is_interleaved(node), "the result cannot have interleaved rows");
     // Blocks of a quantised row are adjacent: there the items are whole rows.
     const bool plain = block_size(node.type) == 1;
     const int64_t rows[MAX_DIMS] = {is_empty(node) ? 0 : 1, node.ne[1], node.ne[2], node.ne[3]};

@@ -54,8 +54,17 @@ static inline bool is_f32(const Tensor& t) { return t.type == TYPE_F32; }
 static inline bool is_i32(const Tensor& t) { return t.type == TYPE_I32; }
 static inline bool is_float(const Tensor& t) { return t.type == TYPE_F32 || t.type == TYPE_F16 || t.type == TYPE_BF16; }
 static inline bool is_f32_or_f16(const Tensor& t) { return t.type == TYPE_F32 || t.type == TYPE_F16; }
+// Several rows in one run of memory, none of which can be read alone: a weight of products and nothing else. check_node
+// sees to that for all ops.
+static inline bool is_interleaved(const Tensor& t) { return type_traits(t.type)->row_group != 1; }
+// Rows with a header, which cannot be cut into parts.
+static inline bool has_row_header(const Tensor& t) { return type_traits(t.type)->row_meta != 0; }
 // Values a matrix, a table of rows or a cache may hold.
-static inline bool is_float_or_quantized(const Tensor& t) { return is_float(t) || is_quantized(t.type); }
+static inline bool is_float_or_quantized(const Tensor& t) {
+    return is_float(t) || (is_quantized(t.type) && !is_interleaved(t));
+}
+// Values that the weights of a product may hold, in rows without gaps; rows that are interleaved in whole groups.
+bool is_weights(const Tensor& t);
 
 // ---- Shapes ----
 

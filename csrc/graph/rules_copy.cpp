@@ -17,8 +17,14 @@ bool converts(int32_t from, int32_t to) {
     return is_plain_copy_type(from) && (is_plain_copy_type(to) || is_quantized(to));
 }
 
+// Rows with headers go whole.
+bool rows_may_differ(const Tensor& x, const Tensor& node) {
+    return x.ne[0] == node.ne[0] || (!has_row_header(x) && !has_row_header(node));
+}
+
 bool dup(const Tensor& node, Error* err) {
     const Tensor& x = *node.src[0];
+    REQUIRE(rows_may_differ(x, node), "rows with a header must have the length of the result's");
     REQUIRE(x.type == node.type, "the result must have the type of the source");
     REQUIRE(n_elements(x) == n_elements(node), "the result must have as many elements as the source");
     return true;
@@ -29,6 +35,7 @@ bool cpy(const Tensor& node, Error* err) {
     REQUIRE(&into == &node || same_place(node, into),
             "the result must be source 1 itself: its place, type, shape and strides");
     REQUIRE(n_elements(x) == n_elements(node), "the result must have as many elements as source 0");
+    REQUIRE(rows_may_differ(x, node), "rows with a header must have the length of the other side's");
     REQUIRE(converts(x.type, node.type), "no copy converts between these types");
     REQUIRE(!is_quantized(node.type) || is_quantized(x.type) || x.ne[0] % block_size(node.type) == 0,
             "rows of source 0 must fill whole blocks of the result");

@@ -152,11 +152,10 @@ bool gate_fits(const Tensor& node, Error* err) {
 }
 
 bool matrices_fit(const Tensor& node, const Tensor& up, const Tensor* gate, Error* err) {
-    REQUIRE(is_float_or_quantized(up), "source 0 (up) must have one of the types that hold floats");
-    REQUIRE(rows_contiguous(up), "rows of source 0 (up) must be contiguous");
+    REQUIRE(is_weights(up), "source 0 (up) must hold floats in rows without gaps, interleaved rows in whole groups");
     if (gate == nullptr) return true;
     REQUIRE(gate->type == up.type && same_shape(*gate, up), "sources 0 and 1 (up, gate) must have one type and shape");
-    REQUIRE(rows_contiguous(*gate), "rows of source 1 (gate) must be contiguous");
+    REQUIRE(is_weights(*gate), "rows of source 1 (gate) must be without gaps, interleaved rows in whole groups");
     return true;
 }
 
@@ -192,7 +191,7 @@ bool moe_fused_up_gate(const Tensor& node, Error* err) {
     REQUIRE(ids.ne[1] == x.ne[2], "source 3 must have a list of ids for each token of source 2");
     REQUIRE(divides(x.ne[1], ids.ne[0]), "rows of source 2 must repeat evenly over the ids of a token");
     REQUIRE(!merged || up.ne[1] % (2 * type_traits(up.type)->row_group) == 0,
-            "matrices that hold gate and up must have an even number of rows, or groups of interleaved rows");
+            "matrices that hold gate and up must have an even number of rows, or of groups of interleaved rows");
     REQUIRE(is_shape(node, merged ? up.ne[1] / 2 : up.ne[1], ids.ne[0], x.ne[2], 1),
             "the result must have a row for each id, with a column for each row of gate and up");
     REQUIRE(rows_contiguous(x) && rows_contiguous(node), "rows must be contiguous");

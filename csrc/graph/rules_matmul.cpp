@@ -7,7 +7,7 @@ namespace {
 
 bool mul_mat(const Tensor& node, Error* err) {
     const Tensor &a = *node.src[0], &b = *node.src[1];
-    REQUIRE(is_float_or_quantized(a), "source 0 must have one of the types that hold floats");
+    REQUIRE(is_weights(a), "source 0 must hold floats in rows without gaps, interleaved rows in whole groups");
     REQUIRE(is_float(b), "source 1 must be F32, F16 or BF16");
     REQUIRE(is_f32(node), "the result must be F32");
     REQUIRE(a.ne[0] == b.ne[0], "rows of both sources must have the same length");
@@ -16,14 +16,14 @@ bool mul_mat(const Tensor& node, Error* err) {
     REQUIRE(is_shape(node, a.ne[1], b.ne[1], b.ne[2], b.ne[3]),
             "the result must have a column for each row of source 0 and a row for each row of source 1");
     // Activations may be permuted: they are converted row by row before the product.
-    REQUIRE(rows_contiguous(a) && rows_contiguous(node), "rows of source 0 and of the result must be contiguous");
+    REQUIRE(rows_contiguous(node), "rows of the result must be contiguous");
     REQUIRE(work_fits(n_elements(node), a.ne[0]), "the product must not take more than 2^50 operations");
     return true;
 }
 
 bool mul_mat_id(const Tensor& node, Error* err) {
     const Tensor &as = *node.src[0], &b = *node.src[1], &ids = *node.src[2];
-    REQUIRE(is_float_or_quantized(as), "source 0 must have one of the types that hold floats");
+    REQUIRE(is_weights(as), "source 0 must hold floats in rows without gaps, interleaved rows in whole groups");
     REQUIRE(is_f32(b) && is_f32(node), "source 1 and the result must be F32");
     REQUIRE(is_i32(ids), "source 2 (ids) must be I32");
     REQUIRE(as.ne[3] == 1 && b.ne[3] == 1, "sources 0 and 1 must have three dimensions");
@@ -32,7 +32,7 @@ bool mul_mat_id(const Tensor& node, Error* err) {
     REQUIRE(ids.ne[1] == b.ne[2], "source 2 must have a list of ids for each token of source 1");
     REQUIRE(divides(b.ne[1], ids.ne[0]), "rows of source 1 must repeat evenly over the ids of a token");
     REQUIRE(is_shape(node, as.ne[1], ids.ne[0], b.ne[2], 1), "the result must have a row for each id");
-    REQUIRE(rows_contiguous(as) && rows_contiguous(b) && rows_contiguous(node), "rows must be contiguous");
+    REQUIRE(rows_contiguous(b) && rows_contiguous(node), "rows must be contiguous");
     REQUIRE(as.ne[2] <= INT32_MAX, "ids must fit in I32");
     REQUIRE(work_fits(n_elements(node), as.ne[0]), "the product must not take more than 2^50 operations");
     return true;

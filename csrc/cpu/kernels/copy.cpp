@@ -212,6 +212,25 @@ bool run_dequantize(const Step& step, int64_t begin, int64_t end, Worker&) {
     return true;
 }
 
+// Types whose rows have headers go by whole rows; the other side has rows of the same length. Items are rows.
+// arg.i64[0]: bytes to move if the types are the same, else 0.
+bool run_whole_rows(const Step& step, int64_t begin, int64_t end, Worker&) {
+    const Tensor &src = *step.src[0], &dst = *step.dst;
+    const int64_t bytes = step.arg.i64[0];
+    const DequantRow dequantize = src.type == TYPE_F32 ? nullptr : dequant_row_for(src.type);
+    const QuantRow quantize = dequantize != nullptr ? nullptr : quant_row_for(dst.type);
+    RowCursor from(src, begin), to(dst, begin);
+    for (int64_t row = begin; row < end; ++row, from.next(), to.next()) {
+        if (bytes != 0)
+            std::memmove(to.of(dst), from.of(src), (size_t)bytes);
+        else if (dequantize != nullptr)
+            dequantize(from.of(src), reinterpret_cast<float*>(to.of(dst)), src.ne[0]);
+        else
+            quantize(reinterpret_cast<const float*>(from.of(src)), to.of(dst), src.ne[0]);
+    }
+    return true;
+}
+
 int float_slot(int32_t type) { return type == TYPE_F32 ? 0 : type == TYPE_F16 ? 1 : type == TYPE_BF16 ? 2 : -1; }
 
 struct Functions {
@@ -263,11 +282,28 @@ Step& add_copy(PlanBuilder& builder, const Tensor& node, Step::Fn fn, int64_t n_
     return step;
 }
 
+// Relies on: rows of both of the same length, without gaps.
+bool prepare_whole_rows(PlanBuilder& builder, const Tensor& node) {
+    const Tensor& src = *node.src[0];
+    const bool same = src.type == node.type;
+    const bool converts = (node.type == TYPE_F32 && dequant_row_for(src.type) != nullptr) ||
+                          (src.type == TYPE_F32 && quant_row_for(node.type) != nullptr);
+    if (src.ne[0] != node.ne[0] || !rows_contiguous(src) || !rows_contiguous(node) || (!same && !converts))
+        return builder.unsupported(node, "types %s -> %s, rows of %lld and %lld elements", type_traits(src.type)->name,
+                                   type_traits(node.type)->name, static_cast<long long>(src.ne[0]),
+                                   static_cast<long long>(node.ne[0]));
+    add_copy(builder, node, run_whole_rows, n_rows(node), 3 * n_elements(src)).arg.i64[0] =
+        same ? row_bytes(src.type, src.ne[0]) : 0;
+    return true;
+}
+
 // Relies on: equal numbers of elements; rows of quantised tensors hold whole blocks.
 bool prepare(PlanBuilder& builder, const Tensor& node) {
     const Tensor& src = *node.src[0];
     const int64_t n = n_elements(src);
     const auto chunks = [](int64_t units) { return chunk_count(units, CHUNK); };
+    if (type_traits(src.type)->row_meta != 0 || type_traits(node.type)->row_meta != 0)
+        return prepare_whole_rows(builder, node);
     if (is_quantized(src.type) && src.type == node.type) {
         const int64_t blocks = n / block_size(src.type);
         add_copy(builder, node, run_blocks, chunks(blocks), n / 2).arg.i64[0] = block_bytes(src.type);

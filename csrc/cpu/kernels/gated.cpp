@@ -190,9 +190,9 @@ bool prepare_dense(PlanBuilder& builder, const Tensor& node) {
     const int64_t k = x.ne[0], m = node.ne[0], n = node.ne[1];
     const Activations activations = prepare_activations(builder, x, choice.engine.format, 0);
     const bool few = n <= choice.engine.few_columns;
-    int64_t rows = PANEL_ROWS, columns = n;
+    int64_t rows = panel_rows(choice.engine), columns = n;
     if (few) {
-        rows = few_rows(m, k, 1, builder.n_workers());
+        rows = few_rows(choice.engine, m, k, 1, builder.n_workers());
     } else {
         columns = ceil_div(n, ceil_div(n, MAX_COLUMNS));
         while (columns > 64 && ceil_div(m, rows) * ceil_div(n, columns) < 4 * builder.n_workers())
@@ -217,7 +217,7 @@ bool prepare_experts(PlanBuilder& builder, const Tensor& node) {
     const int64_t sorted = few ? 0 : sorted_bytes(n_experts, n_pairs);
     const Activations activations = prepare_activations(builder, x, choice.engine.format, sorted);
     if (!few) sort_pairs(builder, node, up, ids, activations.own);
-    const int64_t rows = few ? few_rows(m, k, n_pairs, builder.n_workers()) : PANEL_ROWS;
+    const int64_t rows = few ? few_rows(choice.engine, m, k, n_pairs, builder.n_workers()) : panel_rows(choice.engine);
     Step& step = add_products(builder, node, choice, few ? run_pairs : run_experts,
                               ceil_div(m, rows) * (few ? n_pairs : n_experts), m * k / 4 * n_pairs, activations, rows,
                               few ? 1 : MAX_COLUMNS);

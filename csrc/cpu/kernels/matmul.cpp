@@ -9,7 +9,7 @@ GGR_KERNELS_BEGIN
 
 bool find_engine(int32_t type, Engine* engine) {
     return float_engine(type, engine) || small_engine(type, engine) || super_engine(type, engine) ||
-           grid_engine(type, engine);
+           grid_engine(type, engine) || ik_engine(type, engine);
 }
 
 namespace {
@@ -70,10 +70,10 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     const bool few = n <= engine.few_columns;
     int64_t rows, columns;
     if (few) {
-        rows = few_rows(m, k, matrices, builder.n_workers());
+        rows = few_rows(engine, m, k, matrices, builder.n_workers());
         columns = n;
     } else {
-        rows = PANEL_ROWS;
+        rows = panel_rows(engine);
         columns = ceil_div(n, ceil_div(n, MAX_COLUMNS));
         while (columns > 64 && ceil_div(m, rows) * ceil_div(n, columns) * matrices < 4 * builder.n_workers())
             columns = ceil_div(columns, 2);
@@ -165,7 +165,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     const int64_t sorted = few ? 0 : sorted_bytes(n_experts, n_pairs);
     const Activations activations = prepare_activations(builder, x, engine.format, sorted);
     if (!few) sort_pairs(builder, node, w, ids, activations.own);
-    const int64_t rows = few ? few_rows(m, k, n_pairs, builder.n_workers()) : PANEL_ROWS;
+    const int64_t rows = few ? few_rows(engine, m, k, n_pairs, builder.n_workers()) : panel_rows(engine);
     const int64_t items = ceil_div(m, rows) * (few ? n_pairs : n_experts);
     Step& step = builder.add_bare(few ? run_pairs : run_experts, &node, items, m * k / 8 * n_pairs);
     step.src[0] = &w;

@@ -127,6 +127,8 @@ bool prepare_set_rows(PlanBuilder& builder, const Tensor& node) {
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
                                    type_traits(node.type)->name);
     if (!rows_contiguous(src) || !rows_contiguous(node)) return builder.unsupported(node, "rows that are not packed");
+    if (src.type != TYPE_F32 && type_traits(node.type)->row_meta != 0)  // set_row converts a row in parts
+        return builder.unsupported(node, "%s rows from other types than F32", type_traits(node.type)->name);
     if (is_empty(src)) return true;
     const bool wide = ids.type == TYPE_I64;
     Step::Fn fn = wide ? run_set_rows<int64_t> : run_set_rows<int32_t>;

@@ -24,16 +24,18 @@ struct Engine {
     ActFormat format;
     int64_t few_columns;             // up to so many columns `few` is the faster one
     void (*few)(const Product& p);   // streams rows; any number of columns
-    void (*many)(const Product& p);  // unpacks panels; at most PANEL_ROWS rows and MAX_COLUMNS columns
+    void (*many)(const Product& p);  // unpacks panels; at most panel_rows(engine) rows and MAX_COLUMNS columns
+    int64_t group = 1;               // rows that are interleaved: products start at and end with a whole group
 };
 
 // Fill the engine of a weight type; false if there is none. One function a file of engines.
 bool float_engine(int32_t type, Engine* engine);
 bool small_engine(int32_t type, Engine* engine);
 bool super_engine(int32_t type, Engine* engine);
+bool grid_engine(int32_t type, Engine* engine);
+bool ik_engine(int32_t type, Engine* engine);
 // Any of them.
 bool find_engine(int32_t type, Engine* engine);
-bool grid_engine(int32_t type, Engine* engine);
 
 namespace {
 
@@ -54,7 +56,13 @@ constexpr int64_t TILE_BYTES = PADDED_COLUMNS * PANEL_ROWS * 4;
 constexpr int64_t PANEL_BYTES = 512 * PANEL_ROWS;  // 512 of k as bytes, 128 as floats
 constexpr int64_t SCALE_BYTES = 512 / 16 * PANEL_ROWS * 4;
 constexpr int64_t ROWS_BYTES = VL * 256;
-constexpr int64_t LOCAL_BYTES = TILE_BYTES + PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES + PADDED_COLUMNS * 8;
+// Or (decoded.h): results, decoded rows on their way, the panel as floats.
+constexpr int64_t DECODED_BYTES = 32768 + 1024 * PANEL_ROWS;
+constexpr int64_t LOCAL_BYTES = TILE_BYTES + DECODED_BYTES + PADDED_COLUMNS * 8;
+static_assert(PANEL_BYTES + 2 * SCALE_BYTES + ROWS_BYTES <= DECODED_BYTES, "the layouts share the scratch");
+
+// Rows of a block of rows for `many`.
+static inline int64_t panel_rows(const Engine& engine) { return engine.group > PANEL_ROWS ? engine.group : PANEL_ROWS; }
 
 // Ask for bytes that are needed soon. Several rows in flight are several short streams, which the processor's own
 // prefetching does not follow: without this, rows come at a third of the memory's bandwidth. To the second level: it

@@ -101,11 +101,12 @@ struct Pointers {
 constexpr int64_t LOCAL_NEEDED = POINTERS + 2 * MAX_COLUMNS * 8;
 
 // Rows of an item of streamed rows: enough to be worth handing out, few enough that all workers get some.
-[[maybe_unused]] int64_t few_rows(int64_t m, int64_t k, int64_t batches, int n_workers) {
+[[maybe_unused]] int64_t few_rows(const Engine& engine, int64_t m, int64_t k, int64_t batches, int n_workers) {
+    const int64_t least_rows = engine.group > 4 ? engine.group : 4;
     int64_t rows = ceil_div(FEW_WORK, k);
     rows = rows < 16 ? 16 : rows > 256 ? 256 : ceil_div(rows, 16) * 16;
-    while (rows > 4 && ceil_div(m, rows) * batches < 4 * n_workers) rows /= 2;
-    return rows;
+    while (rows > least_rows && ceil_div(m, rows) * batches < 4 * n_workers) rows /= 2;
+    return ceil_div(rows, least_rows) * least_rows;
 }
 
 // Hand items out finely: they are large enough for it, and all workers wait for the last.

@@ -3,6 +3,7 @@
 
 #include "core/tensor.h"
 #include "cpu/quants/grid.h"
+#include "cpu/quants/ik.h"
 #include "cpu/quants/k.h"
 #include "cpu/quants/tiny.h"
 
@@ -10,7 +11,7 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-// n elements, a multiple of the type's block.
+// n elements, a multiple of the type's block. A type with a row header (row_meta) is read from the row's start on.
 using DequantRow = void (*)(const uint8_t* src, float* dst, int64_t n);
 
 static void f32_row_to_f32(const uint8_t* src, float* y, int64_t n) { std::memcpy(y, src, (size_t)n * 4); }
@@ -86,7 +87,7 @@ static void bf16_row_to_f32(const uint8_t* src, float* y, int64_t n) {
         case TYPE_NVFP4:
             return dequantize_small_codes<CodesNVFP4>;
         default:
-            return nullptr;
+            return ik_row_decoder(type);
     }
 }
 

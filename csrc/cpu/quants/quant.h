@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "cpu/quants/ik.h"
 #include "cpu/quants/quant_k.h"
 #include "cpu/quants/small.h"
 #include "cpu/quants/tables4.h"
@@ -11,7 +12,7 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-// n elements, a multiple of the type's block.
+// n elements, a multiple of the type's block. A type with a row header (row_meta) is written as a whole row.
 using QuantRow = void (*)(const float* src, uint8_t* dst, int64_t n);
 
 static void f32_row_from_f32(const float* x, uint8_t* dst, int64_t n) { std::memcpy(dst, x, (size_t)n * 4); }
@@ -78,7 +79,7 @@ static void bf16_row_from_f32(const float* x, uint8_t* dst, int64_t n) {
         case TYPE_NVFP4:
             return quantize_row_nvfp4;
         default:
-            return nullptr;
+            return ik_row_quantiser(type);
     }
 }
 

@@ -1,0 +1,575 @@
+"""Values of ik_llama.cpp's tensor types, in float64: each from the formula of its format, an element at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ggml_rpc.spec.types import TYPE_BY_NAME
+
+T2 = np.array([-31, -13, 1, 17, -26, -8, 6, 22])
+T3 = np.array([-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 5, 17, 32, 51])
+T4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+T4 = np.concatenate([T4, T4 + 4])
+T5 = np.array([-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6])
+T5 = np.concatenate([T5, [-1, 5, 11, 17, 23, 29, 36, 43, 51, 59, 68, 77, 87, 97, 109, 121]])
+T5 = np.concatenate([T5, T5 + 2])
+# Pairs of neighbours: the even element, the odd one.
+KL_EVEN = np.array([-63, -63, -40, -40, -40, -40, -23, -23, -23, -23, -23, -10, -10, -10, -10, 1])
+KL_EVEN = np.concatenate([KL_EVEN, [1, 1, 1, 1, 13, 13, 13, 13, 13, 28, 28, 28, 28, 28, 47, 47]])
+KL_ODD = np.array([-23, 13, -63, -10, 13, 47, -40, -23, 1, 13, 28, -63, 1, 13, 47, -23])
+KL_ODD = np.concatenate([KL_ODD, [-10, 1, 13, 28, -40, -23, -10, 1, 13, -63, -23, 1, 28, 47, -23, 13]])
+KL = np.array([KL_EVEN, KL_ODD]).T
+FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]) / 2
+
+Block = np.ndarray  # the bytes of one block
+Decoder = Callable[[Block], np.ndarray]
+
+
+def f16(block: Block, at: int) -> float:
+    """Read a half."""
+    return float(block[at : at + 2].view(np.float16)[0])
+
+
+def u16(block: Block, at: int) -> int:
+    """Read a word."""
+    return int(block[at : at + 2].view(np.uint16)[0])
+
+
+def u32(block: Block, at: int) -> int:
+    """Read a double word."""
+    return int(block[at : at + 4].view(np.uint32)[0])
+
+
+def nib(byte: int, high: int) -> int:
+    """Read the low or the high nibble."""
+    return int(byte) >> 4 * high & 15
+
+
+def bit(number: int, i: int) -> int:
+    """Read bit i."""
+    return int(number) >> i & 1
+
+
+def two_bits(p: Block, qs: int, e: int) -> int:
+    """Read a code of 2 bits where 32 bytes hold four blocks of 32."""
+    return int(p[qs + 32 * (e // 128) + e % 32]) >> 2 * (e // 32 % 4) & 3
+
+
+def q6_0(p: Block) -> np.ndarray:
+    y = np.empty(32)
+    for i in range(16):
+        h = int(p[2 + i % 8]) >> 4 * (i // 8)
+        y[i] = (nib(p[10 + i], 0) | (h & 3) << 4) - 32
+        y[16 + i] = (nib(p[10 + i], 1) | (h >> 2 & 3) << 4) - 32
+    return y * f16(p, 0)
+
+
+def iq2_k(p: Block) -> np.ndarray:
+    d, x = f16(p, 0), u16(p, 2)
+    return np.array(
+        [d * (nib(p[4 + e // 32], e // 16 % 2) - 8) * T2[4 * bit(x, e // 16) + two_bits(p, 12, e)] for e in range(256)]
+    )
+
+
+def iq3_k(p: Block) -> np.ndarray:
+    d, x, signs = f16(p, 0), u16(p, 2), u16(p, 4)
+    y = np.empty(256)
+    for e in range(256):
+        s = e // 16
+        scale = (2 * nib(p[6 + s // 2], s % 2) + 1) * (-1 if bit(signs, s) else 1)
+        q = two_bits(p, 14, e) | bit(p[78 + e % 32], e // 32) << 2
+        y[e] = d * scale * T3[8 * bit(x, s) + q]
+    return y
+
+
+def scale_k(p: Block, s: int) -> int:
+    """Scale of IQ4_K and IQ5_K."""
+    return (nib(p[8 + s // 2], s % 2) | (int(p[4 + s // 4]) >> 2 * (s % 4) & 3) << 4) - 32
+
+
+def iq4_k(p: Block) -> np.ndarray:
+    d, x = f16(p, 0), u16(p, 2)
+    return np.array(
+        [
+            d * scale_k(p, e // 16) * T4[16 * bit(x, e // 16) + nib(p[16 + 16 * (e // 32) + e % 16], e % 32 // 16)]
+            for e in range(256)
+        ]
+    )
+
+
+def five_bits(p: Block, qs: int, qh: int, e: int) -> int:
+    """Read a code of 5 bits."""
+    return nib(p[qs + 32 * (e // 64) + e % 32], e // 32 % 2) | bit(p[qh + e % 32], e // 32) << 4
+
+
+def iq5_k(p: Block) -> np.ndarray:
+    d, x = f16(p, 0), u16(p, 2)
+    return np.array([d * scale_k(p, e // 16) * T5[32 * bit(x, e // 16) + five_bits(p, 16, 144, e)] for e in range(256)])
+
+
+def iq6_k(p: Block) -> np.ndarray:
+    d, x = f16(p, 0), u16(p, 2)
+    y = np.empty(256)
+    for e in range(256):
+        q = nib(p[20 + 32 * (e // 64) + e % 32], e // 32 % 2) | two_bits(p, 148, e) << 4
+        value = -127 + 6.2568 * q - 0.11218 * q**2 + 0.0011972 * q**3 + bit(x, e // 16)
+        y[e] = d * int(p[4 + e // 16].view(np.int8)) * value
+    return y
+
+
+def iq4_ks(p: Block) -> np.ndarray:
+    y = np.empty(256)
+    for e in range(256):
+        scale = int(p[e // 32])
+        y[e] = ((scale & 254) - 127) * T4[16 * (scale & 1) + nib(p[8 + 16 * (e // 32) + e % 16], e % 32 // 16)]
+    return y
+
+
+def iq5_ks(p: Block) -> np.ndarray:
+    y = np.empty(256)
+    for e in range(256):
+        scale = int(p[e // 32])
+        y[e] = ((scale & 254) - 127) * T5[32 * (scale & 1) + five_bits(p, 8, 136, e)]
+    return y
+
+
+def iq2_ks(p: Block) -> np.ndarray:
+    x = u16(p, 0)
+    y = np.empty(256)
+    for e in range(256):
+        b = e // 32
+        scale = (nib(p[2 + b // 2], b % 2) | bit(x, 8 + b) << 4) - 16
+        y[e] = scale * T2[4 * bit(x, b) + two_bits(p, 6, e)]
+    return y
+
+
+def iq3_ks(p: Block) -> np.ndarray:
+    x = u16(p, 0)
+    y = np.empty(256)
+    for e in range(256):
+        b = e // 32
+        scale = (nib(p[2 + b % 4], b // 4) | bit(x, b) << 4) - 16
+        y[e] = scale * T3[8 * bit(x, 8 + b) + (two_bits(p, 6, e) | bit(p[70 + e % 32], b) << 2)]
+    return y
+
+
+def iq4_kss(p: Block) -> np.ndarray:
+    y = np.empty(256)
+    for b in range(8):
+        words = p[16 * b : 16 * b + 16].view(np.uint16).astype(int)
+        scale = sum((int(w) & 1) << k for k, w in enumerate(words))
+        v = ((words & 0xFFFE) ^ (words & 0xFFFE) >> 1).astype(np.uint16).view(np.uint8).astype(int)
+        q = np.concatenate([v & 15, v >> 4])
+        y[32 * b : 32 * b + 32] = ((scale & 254) - 127) * T4[16 * (scale & 1) + q]
+    return y
+
+
+def iq2_kl(p: Block) -> np.ndarray:
+    y = np.empty(256)
+    for e in range(256):
+        b, pair = e // 32, e % 32 // 2
+        scale = (nib(p[2 + b % 4], b // 4) | (u16(p, 0) >> 2 * b & 3) << 4) - 32
+        y[e] = scale * KL[nib(p[6 + 16 * (b // 2) + pair], b % 2) | bit(p[70 + pair], b) << 4, e % 2]
+    return y
+
+
+def trellis(start: int, n: int) -> np.ndarray:
+    """Return n values of the generator."""
+    y = np.empty(n)
+    for i in range(n):
+        start = start * 0xCBAC1FED & 0xFFFFFFFF
+        y[i] = sum((start & 0x3F3F3F3F).to_bytes(4, "little")) - 126
+    return y
+
+
+def iq1_kt(p: Block) -> np.ndarray:
+    y = []
+    for g in range(32):
+        b, i = g // 4, g % 4
+        index = int(p[8 + g]) | nib(p[40 + 4 * (b % 4) + i], b // 4) << 8 | bit(p[b], 4 + i) << 12
+        y.append(T4[p[b] & 15] * trellis(index + 4096, 8))
+    return np.concatenate(y)
+
+
+def iq2_kt(p: Block) -> np.ndarray:
+    return np.concatenate([T4[nib(p[g // 4 % 4], g // 16)] * trellis(u16(p, 4 + 2 * g) + 4096, 8) for g in range(32)])
+
+
+def iq3_kt(p: Block) -> np.ndarray:
+    y = np.concatenate([nib(p[g // 4 % 4], g // 16) * abs(trellis(u16(p, 4 + 2 * g) + 4096, 8)) for g in range(32)])
+    return y * np.array([-1 if bit(p[68 + e % 32], e // 32) else 1 for e in range(256)])
+
+
+def iq4_kt(p: Block) -> np.ndarray:
+    y = []
+    for g in range(64):
+        w, i = u32(p, 4 * (g // 8)), g % 8
+        index = int(p[32 + g]) | nib(p[96 + g % 32], g // 32) << 8 | (w >> 8 + 3 * i & 7) << 12
+        y.append((((w & 255) >> 1) - 64) * trellis(index + 4096 + 32768 * (w & 1), 4))
+    return np.concatenate(y)
+
+
+def iq1_bn(p: Block) -> np.ndarray:
+    def digit(byte: int, k: int) -> int:
+        return (3 * (int(byte) * (81, 27, 9, 3, 1)[k] & 255) >> 8) - 1
+
+    y = []
+    for i in range(4):
+        y += [digit(p[3 * i + k // 5], k % 5) for k in range(15)] + [digit(p[12], i)]
+    return np.array(y, float)
+
+
+def iq2_bn(p: Block) -> np.ndarray:
+    return np.array([(int(p[e % 16]) >> 2 * (e // 16) & 3) - 1.0 for e in range(64)])
+
+
+def q8_kv(p: Block) -> np.ndarray:
+    return p.view(np.int8).astype(float)
+
+
+ROWS: dict[str, Decoder] = {
+    "Q6_0": q6_0,
+    "IQ1_BN": iq1_bn,
+    "IQ2_BN": iq2_bn,
+    "IQ2_K": iq2_k,
+    "IQ3_K": iq3_k,
+    "IQ4_K": iq4_k,
+    "IQ5_K": iq5_k,
+    "IQ6_K": iq6_k,
+    "IQ4_KS": iq4_ks,
+    "IQ2_KS": iq2_ks,
+    "IQ4_KSS": iq4_kss,
+    "Q8_KV": q8_kv,
+    "IQ5_KS": iq5_ks,
+    "IQ2_KT": iq2_kt,
+    "IQ3_KT": iq3_kt,
+    "IQ4_KT": iq4_kt,
+    "IQ3_KS": iq3_ks,
+    "IQ2_KL": iq2_kl,
+    "IQ1_KT": iq1_kt,
+}
+"""Types with rows of their own."""
+
+# Where a block's halves lie, and the size of value that gives products of ordinary size.
+HALVES = {
+    "Q6_0": {0: 0.03},
+    "IQ2_K": {0: 0.01},
+    "IQ3_K": {0: 0.002},
+    "IQ4_K": {0: 0.001},
+    "IQ5_K": {0: 0.001},
+    "IQ6_K": {0: 0.0003},
+}
+HEADER = {
+    "IQ1_BN": 1.0,
+    "IQ2_BN": 1.0,
+    "IQ4_KS": 3e-4,
+    "IQ2_KS": 6e-3,
+    "IQ4_KSS": 3e-4,
+    "Q8_KV": 0.01,
+    "IQ5_KS": 3e-4,
+    "IQ2_KT": 4e-4,
+    "IQ3_KT": 3e-3,
+    "IQ4_KT": 8e-4,
+    "IQ3_KS": 2e-3,
+    "IQ2_KL": 2e-3,
+    "IQ1_KT": 4e-4,
+}
+
+
+def random_rows(name: str, rng: np.random.Generator, n_rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return random rows of a type of `ROWS` as bytes, (rows, bytes), and their values, (rows, k)."""
+    spec = TYPE_BY_NAME[name]
+    raw = rng.integers(0, 256, (n_rows, spec.row_bytes(k)), np.uint8)
+    values = np.empty((n_rows, k))
+    for r in range(n_rows):
+        factor = 1.0
+        if spec.row_meta:
+            kind = np.float16 if spec.row_meta == 2 else np.float32
+            scale = np.array([HEADER[name] * rng.uniform(0.5, 1.5)], kind)
+            raw[r, : scale.nbytes] = scale.view(np.uint8)
+            factor = float(scale[0])
+        blocks = raw[r, spec.row_meta :].reshape(-1, spec.bytes)
+        for at, size in HALVES.get(name, {}).items():
+            halves = (size * rng.uniform(0.5, 1.5, len(blocks))).astype(np.float16)
+            blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
+        values[r] = factor * np.concatenate([ROWS[name](b) for b in blocks])
+    return raw, values
+
+
+# ---- Interleaved types ----
+#
+# A decoder takes the bytes of one block of all rows of a group, without headers, and gives (rows, elements).
+
+
+def codes_of_four(p: Block, qs: int, i: int) -> np.ndarray:
+    """Return the nibbles of block i of 32 in groups of four rows, (4, 32)."""
+    q = np.empty((4, 32), int)
+    for k in range(4):
+        for part, first in enumerate((0, 16, 4, 20)):
+            for j in range(4):
+                byte = p[qs + 64 * i + 16 * part + 4 * k + j]
+                q[k, first + j], q[k, first + j + 8] = nib(byte, 0), nib(byte, 1)
+    return q
+
+
+def pairs_of_four(p: Block, qs: int, i: int) -> np.ndarray:
+    """Return the codes of 2 bits of block i of 32 in groups of four rows, (4, 32)."""
+    q = np.empty((4, 32), int)
+    for k in range(4):
+        for e in range(32):
+            q[k, e] = int(p[qs + 32 * i + 16 * (e // 16) + 4 * k + e % 4]) >> 2 * (e % 16 // 4) & 3
+    return q
+
+
+def high_of_four(p: Block, qh: int, i: int, order: tuple[int, ...]) -> np.ndarray:
+    """Return one more bit each; `order[n]` is the bit of elements 4 n to 4 n + 3, (4, 32)."""
+    return np.array([[bit(p[qh + 16 * i + 4 * k + e % 4], order[e // 4]) for e in range(32)] for k in range(4)])
+
+
+STRAIGHT = tuple(range(8))
+BY_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def six(p: Block, low: int, high: int, at: int) -> int:
+    """Return a scale of 6 bits: 32 bytes of nibbles, 16 bytes of pairs."""
+    return nib(p[low + at % 32], at // 32) | (int(p[high + at % 16]) >> 2 * (at // 16) & 3) << 4
+
+
+def halves(p: Block, at: int, n: int) -> np.ndarray:
+    """Return n halves as a column."""
+    return p[at : at + 2 * n].view(np.float16).astype(float).reshape(n, 1)
+
+
+def per_16(first: list[int], second: list[int]) -> np.ndarray:
+    """Return (4, 32) of one number for the first 16 elements and one for the others."""
+    return np.repeat(np.array([first, second]).T, 16, axis=1)
+
+
+def by_blocks(block: Callable[[Block, int], np.ndarray]) -> Decoder:
+    """Join eight blocks of 32."""
+    return lambda p: np.concatenate([block(p, i) for i in range(8)], axis=1)
+
+
+def iq4_nl_r4(p: Block) -> np.ndarray:
+    return halves(p, 0, 4) * T4[codes_of_four(p, 8, 0)]
+
+
+def q5_0_r4(p: Block) -> np.ndarray:
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    return halves(p, 0, 4) * ((codes_of_four(p, 24, 0) | high_of_four(p, 8, 0, order) << 4) - 16)
+
+
+def q6_0_r4(p: Block) -> np.ndarray:
+    q = codes_of_four(p, 40, 0)
+    for k in range(4):
+        for e in range(32):
+            q[k, e] |= (int(p[8 + 16 * (e // 16) + 4 * k + e % 4]) >> 2 * (e % 16 // 4) & 3) << 4
+    return halves(p, 0, 4) * (q - 32)
+
+
+def q2_k_r4(p: Block, i: int) -> np.ndarray:
+    s = [[int(p[16 + 8 * i + 4 * h + k]) for k in range(4)] for h in range(2)]
+    scales, minima = (per_16(*[[x >> shift & 15 for x in half] for half in s]) for shift in (0, 4))
+    return halves(p, 0, 4) * scales * pairs_of_four(p, 80, i) - halves(p, 8, 4) * minima
+
+
+def q3_k_r4(p: Block, i: int) -> np.ndarray:
+    scales = per_16(*[[six(p, 24, 8, 8 * i + 4 * h + k) - 32 for k in range(4)] for h in range(2)])
+    return halves(p, 0, 4) * scales * ((pairs_of_four(p, 184, i) | high_of_four(p, 56, i, STRAIGHT) << 2) - 4)
+
+
+def scale_and_minimum(p: Block, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scales and minima of a block of Q4_K_R4 or Q5_K_R4, a column each."""
+    s, m = np.empty((4, 1)), np.empty((4, 1))
+    for k in range(4):
+        at = 4 * i + k
+        low, high = int(p[32 + at]), int(p[16 + at % 16]) >> 4 * (at // 16)
+        s[k], m[k] = low & 15 | (high & 3) << 4, low >> 4 | (high & 12) << 2
+    return halves(p, 0, 4) * s, halves(p, 8, 4) * m
+
+
+def q4_k_r4(p: Block, i: int) -> np.ndarray:
+    d, m = scale_and_minimum(p, i)
+    return d * codes_of_four(p, 64, i) - m
+
+
+def q5_k_r4(p: Block, i: int) -> np.ndarray:
+    d, m = scale_and_minimum(p, i)
+    return d * (codes_of_four(p, 192, i) | high_of_four(p, 64, i, (0, 2, 1, 3, 4, 6, 5, 7)) << 4) - m
+
+
+def q6_k_r4(p: Block, i: int) -> np.ndarray:
+    q = codes_of_four(p, 328, i)
+    for k in range(4):
+        for e in range(32):
+            shift = (0, 4, 2, 6)[e % 16 // 4]
+            q[k, e] |= (int(p[72 + 32 * i + 16 * (e // 16) + 4 * k + e % 4]) >> shift & 3) << 4
+    s = p[8:72].view(np.int8)[8 * i : 8 * i + 8].astype(int)
+    return halves(p, 0, 4) * per_16(list(s[:4]), list(s[4:])) * (q - 32)
+
+
+def extra(p: Block, i: int) -> np.ndarray:
+    """Return which elements are on the moved grid, (4, 32) of 0 and 1."""
+    return per_16(*[[bit(p[8 + 4 * h + k], i) for k in range(4)] for h in range(2)])
+
+
+def iq2_k_r4(p: Block, i: int) -> np.ndarray:
+    at = [[8 * i + 4 * h + k for k in range(4)] for h in range(2)]
+    scales = per_16(*[[nib(p[16 + a % 32], a // 32) - 8 for a in half] for half in at])
+    return halves(p, 0, 4) * scales * T2[4 * extra(p, i) + pairs_of_four(p, 48, i)]
+
+
+def iq3_k_r4(p: Block, i: int) -> np.ndarray:
+    at = [[8 * i + 4 * h + k for k in range(4)] for h in range(2)]
+    scales = [
+        [(2 * nib(p[24 + a % 32], a // 32) + 1) * (-1 if bit(p[16 + a % 8], a // 8) else 1) for a in half]
+        for half in at
+    ]
+    q = pairs_of_four(p, 56, i) | high_of_four(p, 312, i, STRAIGHT) << 2
+    return halves(p, 0, 4) * per_16(*scales) * T3[8 * extra(p, i) + q]
+
+
+def iq4_k_r4(p: Block, i: int) -> np.ndarray:
+    scales = per_16(*[[six(p, 32, 16, 8 * i + 4 * h + k) - 32 for k in range(4)] for h in range(2)])
+    return halves(p, 0, 4) * scales * T4[16 * extra(p, i) + codes_of_four(p, 64, i)]
+
+
+def iq5_k_r4(p: Block, i: int) -> np.ndarray:
+    scales = per_16(*[[six(p, 32, 16, 8 * i + 4 * h + k) - 32 for k in range(4)] for h in range(2)])
+    q = codes_of_four(p, 64, i) | high_of_four(p, 576, i, BY_NIBBLE) << 4
+    return halves(p, 0, 4) * scales * T5[32 * extra(p, i) + q]
+
+
+def iq4_ks_r4(p: Block, i: int) -> np.ndarray:
+    s = p[4 * i : 4 * i + 4].astype(int).reshape(4, 1)
+    return ((s & 254) - 127) * T4[16 * (s & 1) + codes_of_four(p, 32, i)]
+
+
+def iq5_ks_r4(p: Block, i: int) -> np.ndarray:
+    s = p[4 * i : 4 * i + 4].astype(int).reshape(4, 1)
+    q = codes_of_four(p, 32, i) | high_of_four(p, 544, i, BY_NIBBLE) << 4
+    return ((s & 254) - 127) * T5[32 * (s & 1) + q]
+
+
+def iq2_bn_r4(p: Block) -> np.ndarray:
+    return np.array(
+        [[(int(p[4 * k + e % 4 + 16 * (e // 16)]) >> 2 * (e % 16 // 4) & 3) - 1.0 for e in range(64)] for k in range(4)]
+    )
+
+
+def fours(p: Block, n_rows: int) -> np.ndarray:
+    """Return bytes that n rows hold four by four, (rows, bytes)."""
+    return np.ascontiguousarray(p.reshape(-1, n_rows, 4).transpose(1, 0, 2)).reshape(n_rows, -1)
+
+
+def nibbles_of_eight(p: Block) -> np.ndarray:
+    q = fours(p, 8).astype(int)
+    return np.concatenate([q & 15, q >> 4], axis=1)
+
+
+def q4_0_r8(p: Block) -> np.ndarray:
+    return halves(p, 0, 8) * (nibbles_of_eight(p[16:]) - 8)
+
+
+def mxfp4_r8(p: Block) -> np.ndarray:
+    return 2.0 ** (p[:8].astype(float).reshape(8, 1) - 127) * FP4[nibbles_of_eight(p[8:])]
+
+
+def q8_0_r8(p: Block) -> np.ndarray:
+    return halves(p, 0, 8) * fours(p[16:], 8).view(np.int8)
+
+
+def iq4_xs_r8(p: Block, i: int) -> np.ndarray:
+    scales = np.array([six(p, 32, 16, 8 * i + k) - 32 for k in range(8)]).reshape(8, 1)
+    packed = fours(p[64 + 128 * i : 192 + 128 * i], 8).astype(int).reshape(8, 4, 4)
+    return halves(p, 0, 8) * scales * T4[np.stack([packed & 15, packed >> 4], axis=2).reshape(8, 32)]
+
+
+def q8_kv_r8(p: Block) -> np.ndarray:
+    return fours(p, 8).view(np.int8).astype(float)
+
+
+def q8_k_r8(p: Block) -> np.ndarray:
+    return halves(p, 0, 8) * fours(p[16:], 8).view(np.int8)
+
+
+def q8_k_r16(p: Block) -> np.ndarray:
+    return halves(p, 0, 16) * (fours(p[32:], 16).astype(int) - 128)
+
+
+GROUPS: dict[str, Decoder] = {
+    "Q4_0_R8": q4_0_r8,
+    "Q5_0_R4": q5_0_r4,
+    "Q8_0_R8": q8_0_r8,
+    "Q2_K_R4": by_blocks(q2_k_r4),
+    "Q3_K_R4": by_blocks(q3_k_r4),
+    "Q4_K_R4": by_blocks(q4_k_r4),
+    "Q5_K_R4": by_blocks(q5_k_r4),
+    "Q6_K_R4": by_blocks(q6_k_r4),
+    "IQ4_NL_R4": iq4_nl_r4,
+    "IQ4_XS_R8": by_blocks(iq4_xs_r8),
+    "Q6_0_R4": q6_0_r4,
+    "IQ2_BN_R4": iq2_bn_r4,
+    "IQ2_K_R4": by_blocks(iq2_k_r4),
+    "IQ3_K_R4": by_blocks(iq3_k_r4),
+    "IQ4_K_R4": by_blocks(iq4_k_r4),
+    "IQ5_K_R4": by_blocks(iq5_k_r4),
+    "IQ4_KS_R4": by_blocks(iq4_ks_r4),
+    "IQ5_KS_R4": by_blocks(iq5_ks_r4),
+    "MXFP4_R8": mxfp4_r8,
+    "Q8_K_R16": q8_k_r16,
+    "Q8_KV_R8": q8_kv_r8,
+    "Q8_K_R8": q8_k_r8,
+}
+"""Interleaved types but BF16_R16, whose blocks are pairs of elements."""
+
+# Size of the halves at a block's start; the second group of them (minima) where there is one.
+GROUP_HALVES = {
+    "Q4_0_R8": (0.1,),
+    "Q5_0_R4": (0.05,),
+    "Q8_0_R8": (0.01,),
+    "Q2_K_R4": (0.05, 0.05),
+    "Q3_K_R4": (0.01,),
+    "Q4_K_R4": (0.005, 0.04),
+    "Q5_K_R4": (0.0025, 0.04),
+    "Q6_K_R4": (0.0005,),
+    "IQ4_NL_R4": (0.01,),
+    "IQ4_XS_R8": (0.0005,),
+    "Q6_0_R4": (0.03,),
+    "IQ2_K_R4": (0.01,),
+    "IQ3_K_R4": (0.002,),
+    "IQ4_K_R4": (0.001,),
+    "IQ5_K_R4": (0.001,),
+    "Q8_K_R16": (0.01,),
+    "Q8_K_R8": (0.01,),
+}
+GROUP_HEADER = {"IQ2_BN_R4": 1.0, "IQ4_KS_R4": 3e-4, "IQ5_KS_R4": 3e-4, "Q8_KV_R8": 0.01}
+
+
+def random_groups(name: str, rng: np.random.Generator, n_rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return random rows of an interleaved type as bytes, and their values, (rows, k)."""
+    spec = TYPE_BY_NAME[name]
+    group = spec.row_group
+    if name == "BF16_R16":
+        bits = ((rng.standard_normal((n_rows, k)).astype(np.float32)).view(np.uint32) >> 16).astype(np.uint16)
+        values = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        pairs = bits.reshape(-1, group, k // 2, 2).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(pairs).view(np.uint8).reshape(-1), values
+    raw = rng.integers(0, 256, (n_rows // group, group * spec.row_bytes(k)), np.uint8)
+    parts = []
+    for data in raw:
+        factor = np.ones((group, 1))
+        if spec.row_meta:
+            header = (GROUP_HEADER[name] * rng.uniform(0.5, 1.5, group)).astype(np.float32)
+            data[: header.nbytes] = header.view(np.uint8)
+            factor = header.astype(float).reshape(group, 1)
+        blocks = data[group * spec.row_meta :].reshape(-1, group * spec.bytes)
+        for i, size in enumerate(GROUP_HALVES.get(name, ())):
+            scales = (size * rng.uniform(0.5, 1.5, (len(blocks), group))).astype(np.float16)
+            blocks[:, 2 * group * i : 2 * group * (i + 1)] = scales.view(np.uint8)
+        if name == "MXFP4_R8":
+            blocks[:, :8] = rng.integers(120, 126, (len(blocks), 8))
+        parts.append(factor * np.concatenate([GROUPS[name](np.ascontiguousarray(b)) for b in blocks], axis=1))
+    return raw.reshape(-1), np.concatenate(parts)
