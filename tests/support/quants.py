@@ -13,11 +13,11 @@ def _bits(raw: np.ndarray, width: int) -> np.ndarray:
     """Return the fields of `width` bits of blocks that begin with a half-precision scale, low bits first."""
     shifts = np.arange(0, 8, width, dtype=np.uint8)
     fields: np.ndarray = (raw[:, 2:, None] >> shifts) & ((1 << width) - 1)
-    return fields.reshape(len(raw), -1).astype(np.float32)
+    return np.asarray(fields.reshape(len(raw), -1), np.float32)
 
 
 def _scale(raw: np.ndarray) -> np.ndarray:
-    return raw[:, :2].copy().view("<f2").astype(np.float32)
+    return np.asarray(raw[:, :2].copy().view("<f2"), np.float32)
 
 
 def decode(raw: np.ndarray, type_name: str) -> np.ndarray:
