@@ -21,6 +21,7 @@ RESULT = -1
 FLOATS = frozenset({"F32", "F16", "BF16"})
 HALF = frozenset({"F32", "F16"})
 QUANTIZED = frozenset(t.name for t in TYPES if t.is_quantized)
+INTERLEAVED = frozenset(t.name for t in TYPES if t.row_group > 1)
 ONLY: frozenset[str] = frozenset()
 NAN = float("nan")
 INF = float("inf")
@@ -883,7 +884,7 @@ simple(
     ("F32", (256, 4, 3)),
     ("F32", (256, 4, 3)),
     params=words(64),
-    types={0: FLOATS | QUANTIZED},
+    types={0: FLOATS | QUANTIZED - INTERLEAVED},
     bad={0: (0, 1, -2, 3, 96, 512, -(2**31))},
 )
 simple(
@@ -948,7 +949,7 @@ simple(
     ("F32", (32, 8)),
     params=words(_IK_SILU, 1.0),
     name="merged",
-    types={0: FLOATS | QUANTIZED},
+    types={0: FLOATS | QUANTIZED | INTERLEAVED},
     sizes={(2, 1): into(2)},
     strides={3: "any"},
     optional=frozenset({4}),

@@ -14,7 +14,8 @@ def reach(ne: tuple[int, ...], nb: tuple[int, ...], type_id: int) -> int:
         return 0
     kind = TYPE_BY_ID[type_id]
     blocks = ne[0] // kind.block
-    return kind.row_meta + kind.bytes + (blocks - 1) * nb[0] + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))
+    row = kind.row_meta + kind.bytes + (blocks - 1) * nb[0]
+    return row + sum((n - 1) * b for n, b in zip(ne[1:], nb[1:], strict=True))
 
 
 # A cast names itself as the place to copy to; SET_ROWS of old clients has its target as view_src only.

@@ -17,10 +17,11 @@ import pytest
 
 from ggml_rpc.errors import CompileError, GraphError, ProtocolError, SessionError
 from ggml_rpc.graph._graph import check_graph
+from ggml_rpc.spec.dialects import DEFAULT as LLAMA_8_0
 from ggml_rpc.spec.ops import FIRST_IK_OP, OP_BY_NAME, OPS
 from ggml_rpc.spec.types import TYPE_BY_ID, TYPES
 from ggml_rpc.wire._codec import Codec
-from tests.graph.examples import EXAMPLES, IK_3_5, LLAMA_8_0, ONLY, RESULT, Example, arena
+from tests.graph.examples import EXAMPLES, IK_3_5, ONLY, RESULT, Example, arena
 from tests.support.wiretensor import Arena, Tensor, default_strides, graph_payload
 
 codec_of = cache(Codec)
@@ -173,7 +174,7 @@ def is_legal(case: Case, slot: int, sizes_fit: bool, types_fit: bool) -> bool:
     if not sizes_fit or not types_fit or kind is None or t.type not in example.dialect.type_numbers:
         return False
     nb = walked_strides(t)
-    if nb is None:
+    if nb is None or (kind.row_group > 1 and (t.ne[1] % kind.row_group or nb[1] != kind.row_bytes(t.ne[0]))):
         return False
     t = Tensor(t.type, t.ne, nb, data=t.data)
     offset = t.data - case.arena.base

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ggml_rpc.spec.dialects import DEFAULT as LLAMA_8_0
 from ggml_rpc.spec.ops import OP_BY_ID
-from tests.graph.examples import EXAMPLES, LLAMA_8_0, Example, words
+from tests.graph.examples import EXAMPLES, Example, words
 from tests.ops.test_matmul import TYPES
 from tests.parity.conftest import Servers
 from tests.parity.contents import contents
