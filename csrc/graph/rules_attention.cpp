@@ -8,7 +8,7 @@ namespace {
 // Mask of scores [n_kv, n_tokens, n_head, n_seq]: rows may go on past n_tokens, heads and sequences repeat.
 bool mask_fits(const Tensor& node, const Tensor& mask, int64_t n_kv, int64_t n_tokens, int64_t heads, int64_t sequences,
                Error* err) {
-    REQUIRE(is_contiguous(mask), "the mask must be contiguous");
+    REQUIRE(rows_contiguous(mask), "rows of the mask must be contiguous");
     REQUIRE(mask.ne[0] == n_kv, "rows of the mask must have the length of the scores");
     REQUIRE(mask.ne[1] >= n_tokens, "the mask must have a row for each token");
     REQUIRE(divides(mask.ne[2], heads) && divides(mask.ne[3], sequences),

@@ -78,7 +78,7 @@ bool soft_cap_max(const Tensor& node, Error* err) {
     REQUIRE(mask != nullptr || param_f32(node, 1) == 0, "a bias by position must come with a mask");
     if (mask == nullptr) return true;
     REQUIRE(is_f32_or_f16(*mask), "the mask must be F16 or F32");
-    REQUIRE(is_contiguous(*mask) && is_matrix(*mask), "the mask must be contiguous and have two dimensions");
+    REQUIRE(rows_contiguous(*mask) && is_matrix(*mask), "the mask must have two dimensions and contiguous rows");
     REQUIRE(mask->ne[0] == x.ne[0], "rows of the mask must have the length of the scores");
     REQUIRE(mask->ne[1] >= x.ne[1], "the mask must have a row for each token");
     return true;

@@ -281,7 +281,7 @@ simple(
     params=words(0.125, 8.0),
     types={1: HALF},
     sizes={(1, 1): at_least(5), (1, 2): into(4), (1, 3): into(2)},
-    strides={RESULT: "whole", 0: "whole", 1: "whole"},
+    strides={RESULT: "whole", 0: "whole"},
     optional=frozenset({2}),
     bad={0: (NAN, INF), 1: EPS},
 )
@@ -314,7 +314,7 @@ simple(
     params=words(0.125, 8.0, 0.0, 10, 0),
     types={1: FLOATS | QUANTIZED, 2: FLOATS | QUANTIZED},
     sizes={(1, 2): into(4), (2, 2): into(4), (3, 1): at_least(5), (3, 2): into(4), (3, 3): into(2)},
-    strides={RESULT: "whole", 3: "whole"},
+    strides={RESULT: "whole"},
     optional=frozenset({4}),
     bad={0: (NAN,), 1: EPS, 2: (NAN,), 4: (-1,)},
 )
@@ -875,7 +875,7 @@ simple(
     params=words(1.0, 0.0, 0.02, 50.0),
     types={1: HALF},
     sizes={(1, 1): at_least(4)},
-    strides={RESULT: "whole", 0: "whole", 1: "whole"},
+    strides={RESULT: "whole", 0: "whole"},
     optional=frozenset({1}),
     bad={0: (NAN, INF), 1: EPS, 2: (INF,), 3: (NAN,)},
 )
