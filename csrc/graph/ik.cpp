@@ -58,6 +58,15 @@ bool apply_ik_meaning(Tensor* t, Error* err) {
             if (t->params[0] == 1) t->op = OP_GATHER;
             t->flags |= FLAG_ABSENT_ROWS_ARE_ZERO;
             return true;
+        case OP_ARGSORT:
+            // Pairs of value and index are sorted there, so that the index falls with the value; but behind a softmax
+            // the experts of a router are selected by a heap of values alone.
+            if (t->params[0] == SORT_DESC) {
+                const bool router =
+                    t->src[0] != nullptr && t->src[0]->op == OP_SOFT_MAX && t->params[1] > 0 && t->params[1] < t->ne[0];
+                t->flags |= router ? FLAG_HEAP_SELECTED : FLAG_LATER_EQUALS_FIRST;
+            }
+            return true;
         case OP_MUL_MAT_ID:
         case OP_MOE_FUSED_UP_GATE:
             t->flags |= FLAG_ABSENT_ROWS_ARE_ZERO;

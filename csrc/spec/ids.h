@@ -332,6 +332,8 @@ enum TensorFlag : int32_t {
     FLAG_LOSS = 8,
     FLAG_COMPUTE = 16,
     FLAG_ABSENT_ROWS_ARE_ZERO = 65536,
+    FLAG_LATER_EQUALS_FIRST = 131072,
+    FLAG_HEAP_SELECTED = 262144,
 };
 
 constexpr int32_t MAX_DIMS = 4;

@@ -122,6 +122,8 @@ class TensorFlag(IntFlag):
     LOSS = 8
     COMPUTE = 16
     ABSENT_ROWS_ARE_ZERO = 1 << 16  # an index out of range names a row of zeros (ik_llama.cpp), not an error
+    LATER_EQUALS_FIRST = 1 << 17  # equal values are sorted by falling index (ik_llama.cpp's descending order)
+    HEAP_SELECTED = 1 << 18  # the first values are those that a heap selects, equal ones too (ik_llama.cpp's router)
 
 
 class Status(IntEnum):

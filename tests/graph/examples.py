@@ -740,6 +740,21 @@ simple(
     strides={RESULT: "whole", 0: "whole", 1: "close", 2: "whole", 3: "whole", 4: "close", 5: "close"},
     bad={0: (0, -1, 1, 3, 2**31 - 1)},
 )
+simple(
+    "SSM_SCAN",
+    ("F32", (8 * 4 * 5 * 2 + 16 * 8 * 4 * 2,)),
+    ("F32", (16, 8, 4, 3)),
+    ("F32", (8, 4, 5, 2)),
+    ("F32", (4, 5, 2)),
+    ("F32", (16, 4)),
+    ("F32", (16, 2, 5, 2)),
+    ("F32", (16, 2, 5, 2)),
+    ("I32", (2,)),
+    name="before snapshots",
+    sizes={(0, 3): ANY, (3, 0): lambda n: n in (1, 16)},
+    strides={RESULT: "whole", 0: "whole", 1: "close", 2: "whole", 3: "whole", 4: "close", 5: "close"},
+    bad={0: (-1, 2)},
+)
 _T = (8, 4, 6)
 for _op, _n in (("RWKV_WKV6", 5), ("GATED_LINEAR_ATTN", 4), ("RWKV_WKV7", 6)):
     _inputs = [("F32", _T)] * _n
@@ -767,6 +782,20 @@ simple(
     sizes={(s, d): into((8, 4, 5, 2)[d]) for s in (0, 1) for d in (1, 3)},
     strides={RESULT: "whole", 3: "whole", 4: "whole", 5: "whole"},
     bad={0: (0, -1, 1, 2**31 - 1)},
+)
+simple(
+    "GATED_DELTA_NET",
+    ("F32", (8 * 4, 5 * 2 + 8 * 2)),
+    ("F32", (8, 2, 5, 2)),
+    ("F32", (8, 2, 5, 2)),
+    ("F32", (8, 4, 5, 2)),
+    ("F32", (8, 4, 5, 2)),
+    ("F32", (1, 4, 5, 2)),
+    ("F32", (8 * 8 * 4, 2)),
+    name="before snapshots",
+    sizes={(3, 0): lambda n: n in (1, 8), **{(s, d): into((8, 4, 5, 2)[d]) for s in (0, 1) for d in (1, 3)}},
+    strides={RESULT: "whole", 3: "whole", 4: "whole", 5: "whole"},
+    bad={0: (-1, 2)},
 )
 simple(
     "DSV4_HC_COMB",

@@ -7,7 +7,9 @@ import struct
 import numpy as np
 import pytest
 
+from ggml_rpc.spec import dialects
 from ggml_rpc.spec.enums import SortOrder
+from tests.ops.conftest import device
 from tests.support.device import Bench
 
 LENGTHS = [1, 2, 15, 17, 33, 64, 97, 128, 250, 256, 257, 500, 2047, 2048, 5000]
@@ -44,6 +46,19 @@ def test_ties_stay_in_index_order(bench: Bench, rng: np.random.Generator, order:
     x = rng.integers(-3, 4, (4, n)).astype(np.float32)
     x[x == 0] *= np.where(rng.random((x == 0).sum()) < 0.5, -1, 1)  # +0 and -0 are equal
     np.testing.assert_array_equal(argsort(bench, x, order), oracle(x, order == SortOrder.DESC))
+
+
+@pytest.mark.parametrize("order", list(SortOrder), ids=lambda o: o.name)
+@pytest.mark.parametrize("n", [1, 8, 60, 255, 300, 4000])
+def test_ties_of_ik_llama_cpp(level: str, rng: np.random.Generator, order: SortOrder, n: int) -> None:
+    """Its descending order is that of pairs of value and index: of equal values the later comes first."""
+    bench = Bench(device(level), dialect=dialects.find("ik-3.5.2"))
+    x = rng.integers(-3, 4, (4, n)).astype(np.float32)
+    x[:, 0] = np.nan
+    expected = np.argsort(x, axis=-1, kind="stable")
+    if order == SortOrder.DESC:  # of the reversed row, so that the later index is the smaller one
+        expected = n - 1 - oracle(x[:, ::-1], True)
+    np.testing.assert_array_equal(argsort(bench, x, order), expected)
 
 
 @pytest.mark.parametrize("order", list(SortOrder), ids=lambda o: o.name)

@@ -2,7 +2,8 @@
 //
 // Both order (value, index) pairs held as one u64 in the worker's own memory: the value's bits mapped so that unsigned
 // order is numeric order, then the index. The order is total, so equal values stay in index order, +0 equals -0, and
-// NaN comes last in either direction; no comparison can contradict another, whatever the bits. TOP_K gives its k
+// NaN comes last in either direction; no comparison can contradict another, whatever the bits. Where equal values are
+// to stay in falling index order, the row is read from its end and indices are counted from there. TOP_K gives its k
 // indices best first. Floor: 3 counting passes of 8 bytes each way a row for ARGSORT; one read of the row for TOP_K.
 #include "cpu/elementwise.h"
 #include "cpu/level.h"
@@ -97,7 +98,7 @@ Pair* sort_pairs(Pair* a, Pair* b, int64_t n) { return n < RADIX_MIN ? merge_sor
 constexpr int64_t RANK_MAX = 16 * VL;
 
 void rank_sort(uint8_t* dst, int64_t stride_dst, const uint8_t* x, int64_t stride, int64_t n, int64_t k,
-               bool descending) {
+               bool descending, bool from_end) {
     int32_t keys[RANK_MAX], ranks[RANK_MAX];
     const int64_t blocks = (n + VL - 1) / VL;
     for (int64_t i = 0; i < n; ++i)  // as signed numbers: unsigned order with the top bit turned
@@ -118,14 +119,16 @@ void rank_sort(uint8_t* dst, int64_t stride_dst, const uint8_t* x, int64_t strid
         std::memcpy(ranks + at, &rank, sizeof rank);
     }
     for (int64_t i = 0; i < n; ++i) {
-        const int32_t index = static_cast<int32_t>(i);
+        const int32_t index = static_cast<int32_t>(from_end ? n - 1 - i : i);
         if (ranks[i] < k) std::memcpy(dst + ranks[i] * stride_dst, &index, sizeof index);
     }
 }
 
-void put_indices(uint8_t* dst, int64_t stride, const Pair* pairs, int64_t n) {
+// `end`: indices are counted down from it, or -1.
+void put_indices(uint8_t* dst, int64_t stride, const Pair* pairs, int64_t n, int64_t end) {
     for (int64_t i = 0; i < n; ++i) {
-        const int32_t index = static_cast<int32_t>(pairs[i] & 0xffffffffu);
+        const int32_t at = static_cast<int32_t>(pairs[i] & 0xffffffffu);
+        const int32_t index = end < 0 ? at : static_cast<int32_t>(end) - at;
         std::memcpy(dst + i * stride, &index, sizeof index);
     }
 }
@@ -178,6 +181,62 @@ void select_top(Pair* heap, const float* x, int64_t n, int64_t k) {
     }
 }
 
+// ---- The first k of a short row as std::partial_sort of the GNU library selects them, equal values included ----
+
+constexpr int64_t SELECT_MAX = 1024;
+
+// Indices of a row as a heap whose root is the one that a greater value replaces.
+struct Selection {
+    const uint8_t* x;
+    int64_t stride;
+    int32_t index[SELECT_MAX];
+
+    bool before(int32_t a, int32_t b) const {
+        return *reinterpret_cast<const float*>(x + a * stride) > *reinterpret_cast<const float*>(x + b * stride);
+    }
+    // Fill the hole at `top` of a heap of n: it sinks to a leaf, then `value` rises from there.
+    void fill(int64_t top, int64_t n, int32_t value) {
+        int64_t hole = top;
+        while (2 * hole + 1 < n) {
+            int64_t child = 2 * hole + 2;
+            if (child == n || before(index[child], index[child - 1])) --child;
+            index[hole] = index[child];
+            hole = child;
+        }
+        for (; hole > top && before(index[(hole - 1) / 2], value); hole = (hole - 1) / 2)
+            index[hole] = index[(hole - 1) / 2];
+        index[hole] = value;
+    }
+    void select(int64_t n, int64_t k) {
+        for (int64_t i = 0; i < n; ++i) index[i] = static_cast<int32_t>(i);
+        for (int64_t i = k / 2; i-- > 0;) fill(i, k, index[i]);
+        for (int64_t i = k; i < n; ++i)
+            if (before(index[i], index[0])) swap_in(i, k);
+        for (int64_t left = k - 1; left > 0; --left) swap_in(left, left);
+    }
+    // The root of a heap of n goes to `at`, what lies there into the heap.
+    void swap_in(int64_t at, int64_t n) {
+        const int32_t value = index[at];
+        index[at] = index[0];
+        fill(0, n, value);
+    }
+};
+
+// arg: i64[2] selected.
+bool run_selection(const Step& step, int64_t begin, int64_t end, Worker&) {
+    const Tensor &dst = *step.dst, &x = *step.src[0];
+    Selection selection;
+    selection.stride = x.nb[0];
+    for (int64_t index = begin; index < end; ++index) {
+        const Item item = item_of(step, index);
+        selection.x = row_at(x, item.i1, item.i2, item.i3);
+        selection.select(x.ne[0], step.arg.i64[2]);
+        uint8_t* out = row_at(dst, item.i1, item.i2, item.i3);
+        for (int64_t i = 0; i < x.ne[0]; ++i) std::memcpy(out + i * dst.nb[0], selection.index + i, sizeof(int32_t));
+    }
+    return true;
+}
+
 // Items are slots: each has its own memory and takes every n-th row, so that memory does not grow with the rows.
 struct Slots {
     int64_t count, bytes;
@@ -194,17 +253,31 @@ Slots slots_for(const PlanBuilder& builder, int64_t rows, int64_t pairs) {
     return s;
 }
 
+// A row as it is to be read.
+struct Reading {
+    const uint8_t* first;
+    int64_t stride;
+};
+Reading read_row(const Tensor& x, const Item& item, bool from_end) {
+    const uint8_t* row = row_at(x, item.i1, item.i2, item.i3);
+    return from_end ? Reading{row + (x.ne[0] - 1) * x.nb[0], -x.nb[0]} : Reading{row, x.nb[0]};
+}
+
+// arg: i64[2] descending, i64[7] from the end.
 bool run_ranks(const Step& step, int64_t begin, int64_t end, Worker&) {
     const Tensor &dst = *step.dst, &x = *step.src[0];
     for (int64_t index = begin; index < end; ++index) {
         const Item item = item_of(step, index);
-        rank_sort(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], row_at(x, item.i1, item.i2, item.i3), x.nb[0],
-                  x.ne[0], dst.ne[0], step.arg.i64[2] != 0);
+        const bool from_end = step.arg.i64[7] != 0;
+        const Reading row = read_row(x, item, from_end);
+        rank_sort(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], row.first, row.stride, x.ne[0], dst.ne[0],
+                  step.arg.i64[2] != 0, from_end);
     }
     return true;
 }
 
-// arg: i64[0] slots, i64[1] bytes a slot, i64[2] descending, i64[6] whether the heap is used.
+// arg: i64[0] slots, i64[1] bytes a slot, i64[2] descending, i64[6] whether the heap is used (never from the end),
+// i64[7] from the end.
 bool run(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     const Tensor &dst = *step.dst, &x = *step.src[0];
     const int64_t n = x.ne[0], k = dst.ne[0], rows = n_rows(dst);
@@ -212,15 +285,16 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker& worker) {
         Pair* const a = reinterpret_cast<Pair*>(worker.shared + step.offset[0] + slot * step.arg.i64[1]);
         for (int64_t row = slot; row < rows; row += step.arg.i64[0]) {
             const Item item = item_of(step, row);
-            const uint8_t* px = row_at(x, item.i1, item.i2, item.i3);
+            const Reading in = read_row(x, item, step.arg.i64[7] != 0);
             const Pair* sorted = a;
             if (step.arg.i64[6] != 0) {
-                select_top(a, reinterpret_cast<const float*>(px), n, k);
+                select_top(a, reinterpret_cast<const float*>(in.first), n, k);
             } else {
-                make_pairs(a, px, x.nb[0], n, step.arg.i64[2] != 0);
+                make_pairs(a, in.first, in.stride, n, step.arg.i64[2] != 0);
                 sorted = sort_pairs(a, a + n, n);
             }
-            put_indices(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], sorted, k);
+            put_indices(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], sorted, k,
+                        step.arg.i64[7] != 0 ? n - 1 : -1);
         }
     }
     return true;
@@ -228,10 +302,12 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker& worker) {
 
 bool add_step(PlanBuilder& builder, const Tensor& node, bool descending, bool heap, int64_t cost) {
     const Tensor& x = *node.src[0];
+    const bool from_end = (node.flags & FLAG_LATER_EQUALS_FIRST) != 0;
     if (x.ne[0] <= RANK_MAX) {
         Step& step = builder.add(run_ranks, node, n_rows(node), n_elements(x) * (1 + x.ne[0] * 2 / VL));
         keep_split(step, {node.ne[0], node.ne[0], 1, n_rows(node)});
         step.arg.i64[2] = descending;
+        step.arg.i64[7] = from_end;
         return true;
     }
     const Slots slots = slots_for(builder, n_rows(node), heap ? node.ne[0] : 2 * x.ne[0]);
@@ -243,6 +319,7 @@ bool add_step(PlanBuilder& builder, const Tensor& node, bool descending, bool he
     step.arg.i64[1] = slots.bytes;
     step.arg.i64[2] = descending;
     step.arg.i64[6] = heap;
+    step.arg.i64[7] = from_end;
     builder.writes_scratch(offset, bytes);
     return true;
 }
@@ -258,6 +335,12 @@ bool check_types(PlanBuilder& builder, const Tensor& node) {
 // Relies on: source and result of one shape.
 bool prepare_argsort(PlanBuilder& builder, const Tensor& node) {
     if (!check_types(builder, node)) return false;
+    if ((node.flags & FLAG_HEAP_SELECTED) != 0 && node.ne[0] <= SELECT_MAX) {
+        Step& step = builder.add(run_selection, node, n_rows(node), n_elements(node) * 4);
+        keep_split(step, {node.ne[0], node.ne[0], 1, n_rows(node)});
+        step.arg.i64[2] = node.params[1];
+        return true;
+    }
     return add_step(builder, node, node.params[0] == SORT_DESC, false, 32);
 }
 
