@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BUILD ?= build/dev
-# More options: JOBS=n (compilers at a time), WERROR=ON|OFF, PYTEST_ARGS=..., DEMO_ARGS=..., BENCH_ARGS=...
+# More options: JOBS=n (compilers at a time), WERROR=ON|OFF, PYTEST_ARGS=..., DEMO_ARGS=..., BENCH_ARGS=...,
+# PROTOCOLS=... (which source peers `make interop` builds; all)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench dev build format peers wheel clean
+.PHONY: help demo test lint bench dev build format interop peers wheel clean
 
 # csrc/spec is generated, one row an id.
 CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp'))
@@ -55,6 +56,11 @@ bench: build $(TESTING)  ## compare with a stock server (BENCH_ARGS=...)
 
 dev: WERROR ?= ON
 dev: build  ## build the extensions in place, warnings as errors
+
+# Builds five versions of llama.cpp and one of ik_llama.cpp, an hour of one processor, at the first run.
+interop: build $(TESTING)  ## clients of older protocols, built from source (PYTEST_ARGS=... for some)
+	$(PY) -m ggml_rpc.peers build $(if $(JOBS),--jobs $(JOBS)) $(PROTOCOLS)
+	GGML_RPC_INTEROP=1 GGML_RPC_REQUIRE_PEERS=1 $(PY) -m pytest tests/interop $(PYTEST_ARGS)
 
 peers: build
 	$(PY) -m ggml_rpc.peers prepare

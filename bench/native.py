@@ -12,16 +12,15 @@ import hashlib
 import os
 import re
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from ggml_rpc.peers.cache import PeerError, cache_dir, fresh, locked, run_tool
+from ggml_rpc.peers.source import Source, fetch_source
 
-VERSION = "0.3.36"
 PROTOCOL = "7.0"
-SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+SOURCE = Source("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
 LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libggml-rpc.so")
 
 
@@ -34,41 +33,13 @@ def processor() -> str:
 
 def library_dir() -> Path:
     """Return where the native libraries lie; the folder need not exist yet."""
-    return cache_dir() / "peers" / f"llama.cpp-{VERSION}-native-{processor()}"
+    return cache_dir() / "peers" / f"llama.cpp-{SOURCE.version}-native-{processor()}"
 
 
 def find_native() -> Path | None:
     """Return the folder of the native libraries, or None if they have not been built."""
     folder = library_dir()
     return folder if folder.is_dir() else None
-
-
-def fetch_source(target: Path) -> Path:
-    """Download the source package and unpack its ggml folder below `target`; return that folder.
-
-    Raises
-    ------
-    PeerError
-        If pip cannot fetch it or its checksum differs.
-    """
-    name = f"llama_cpp_python-{VERSION}.tar.gz"
-    archive = cache_dir() / "dl" / name
-    if not archive.exists():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        run_tool([*pip, "-d", str(target), f"llama-cpp-python=={VERSION}"], "pip could not fetch the source package")
-        archive = target / name
-    with open(archive, "rb") as file:
-        digest = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    if digest.hexdigest() != SHA256:
-        raise PeerError(f"{archive.name} has checksum {digest.hexdigest()}, expected {SHA256}")
-    prefix = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/ggml/"
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isfile() and member.name.startswith(prefix) and ".." not in member.name:
-                tar.extract(member, target)
-    return target / prefix
 
 
 def prepare_native(jobs: int = 1) -> Path:
@@ -88,7 +59,7 @@ def prepare_native(jobs: int = 1) -> Path:
     if ready is not None:
         return ready
     with tempfile.TemporaryDirectory(prefix="ggml-native-") as folder:
-        source = fetch_source(Path(folder))
+        source = fetch_source(SOURCE, Path(folder), "ggml")
         build = Path(folder) / "build"
         # As a subproject: built alone, ggml wants a pkg-config template that the source package leaves out.
         (Path(folder) / "CMakeLists.txt").write_text(

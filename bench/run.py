@@ -130,7 +130,7 @@ def opponent(choice: str) -> tuple[str, list[str], str]:
         raise PeerError("no native stock server here: build it with `python -m bench.native`")
     if folder is not None and choice != "wheel":
         command = prepare_peer(native.PROTOCOL).driver_command(["serve", "--libraries", str(folder)])
-        return native.PROTOCOL, command, f"llama.cpp of llama-cpp-python {native.VERSION}, native build"
+        return native.PROTOCOL, command, f"llama.cpp of llama-cpp-python {native.SOURCE.version}, native build"
     peer = prepare_peer("8.0")
     return "8.0", peer.driver_command(["serve"]), f"llama-cpp-py-sync {peer.version}, AVX2 build"
 

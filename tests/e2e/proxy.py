@@ -17,6 +17,8 @@ class CountingProxy:
     ----------
     target : str
         The server's ``host:port``.
+    source : str
+        The address that the server sees; all of 127.0.0.0/8 are this machine's.
 
     Attributes
     ----------
@@ -26,9 +28,10 @@ class CountingProxy:
         Bytes from clients to the server and back.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, source: str = "127.0.0.1") -> None:
         host, port = target.rsplit(":", 1)
         self._target = (host, int(port))
+        self._source = (source, 0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
@@ -44,7 +47,7 @@ class CountingProxy:
             threading.Thread(target=self._join, args=(near,), daemon=True).start()
 
     def _join(self, near: socket.socket) -> None:
-        with near, socket.create_connection(self._target) as far:
+        with near, socket.create_connection(self._target, source_address=self._source) as far:
             for side in (near, far):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
