@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -118,7 +119,13 @@ class SourcePeer:
         lib = self.folder / "lib"
         names = [file.name for file in sorted(lib.glob("lib*.so"))]
         define = ["-DPEER_IK"] if self.source.is_ik else []
-        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", *define, f"-I{self.folder / 'include'}"]
+        command = [
+            *shlex.split(os.environ.get("CXX", "g++")),
+            "-std=c++17",
+            "-O1",
+            *define,
+            f"-I{self.folder / 'include'}",
+        ]
         command += [str(program), f"-L{lib}", f"-Wl,-rpath,{lib}", *(f"-l:{name}" for name in names)]
         run_tool([*command, "-o", str(target)], f"{program.name} does not compile against {self.source.stem}")
 

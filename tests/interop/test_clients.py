@@ -18,6 +18,8 @@ from tests.e2e.proxy import CountingProxy
 
 from .session import ClientError, Session
 
+pytestmark = pytest.mark.peer
+
 FORCED = 16
 WRITTEN = 24
 PROMPT = "Monday, Tuesday, Wednesday,"  # what follows is plain enough for any rounding
