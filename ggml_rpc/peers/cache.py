@@ -77,7 +77,7 @@ def run_tool(
     Parameters
     ----------
     argv : sequence of str
-        Program and arguments; standard output is discarded.
+        Program and arguments; standard output is discarded, unless a failure is told there alone.
     purpose : str
         What the call is for, the beginning of the error line.
     folder : pathlib.Path, optional
@@ -97,16 +97,16 @@ def run_tool(
             cwd=folder,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors="replace",
         )
     except FileNotFoundError as error:
         raise PeerError(f"{purpose}: no program {argv[0]!r} here") from error
     if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise PeerError(f"{purpose}: {lines[-1] if lines else f'exit status {done.returncode}'}")
+        lines = [line.strip() for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
+        first = next((line for line in lines if " error: " in line), None)  # a compiler's, far from the end
+        raise PeerError(f"{purpose}: {first or (lines[-1] if lines else f'exit status {done.returncode}')}")
 
 
 def pip_install(target: Path, requirements: Sequence[str], *, hashes: Sequence[str] = ()) -> None:

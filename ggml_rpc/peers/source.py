@@ -69,6 +69,7 @@ SOURCES = {
 _PROJECT = """\
 cmake_minimum_required(VERSION 3.18)
 project(peer C CXX ASM)
+set(CMAKE_CXX_STANDARD {standard})
 set(CMAKE_C_FLAGS_RELEASE "-O2 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 add_subdirectory("{source}/ggml" ggml)
@@ -217,7 +218,8 @@ def prepare_source_peer(protocol: str, jobs: int = 1) -> SourcePeer:
 
 
 def _build(source: Source, project: Path, work: Path, jobs: int) -> None:
-    (work / "CMakeLists.txt").write_text(_PROJECT.format(source=project.relative_to(work)))
+    text = _PROJECT.format(source=project.relative_to(work), standard=20 if source.is_ik else 17)
+    (work / "CMakeLists.txt").write_text(text)
     defines = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_BUILD_RPATH=$ORIGIN"]
     defines += [f"-D{key}=ON" for key in _ON] + [f"-D{key}=OFF" for key in _OFF]
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
