@@ -85,9 +85,8 @@ set_source_files_properties(${{alone}} ${{sources}} DIRECTORY "${{folder}}" PROP
 set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 10)
 """
 _ON = ("BUILD_SHARED_LIBS", "GGML_RPC", "GGML_AVX", "GGML_AVX2", "GGML_FMA", "GGML_F16C", "GGML_BMI2")
-# Without ik_llama.cpp's own kernels of flash attention, a third of its compile time, it takes ggml's.
 _OFF = (
-    *("GGML_NATIVE", "GGML_LLAMAFILE", "GGML_IQK_FLASH_ATTENTION", "GGML_BUILD_TESTS", "GGML_BUILD_EXAMPLES"),
+    *("GGML_NATIVE", "GGML_LLAMAFILE", "GGML_IQK_FA_ALL_QUANTS", "GGML_BUILD_TESTS", "GGML_BUILD_EXAMPLES"),
     *(f"LLAMA_BUILD_{part}" for part in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP", "MTMD")),
     "LLAMA_CURL",
 )
