@@ -242,7 +242,8 @@ bool Session::done(Error* err) { return dialect_->reply[command_] == REPLY_NONE 
 
 bool Session::allocate(uint32_t device_index, uint64_t size, uint64_t handle, uint64_t* granted, Error* err) {
     if (size == 0) return err->fail(Code::memory, "ALLOC_BUFFER: 0 bytes");
-    if (dialect_->ik_meaning && size <= BASE_LIMIT) size += IK_EXTRA_BYTES;
+    const bool ik = std::any_of(tables_.begin(), tables_.end(), [](const DialectTable* t) { return t->ik_meaning; });
+    if (ik && size <= BASE_LIMIT) size += IK_EXTRA_BYTES;
     if (buffers_.size() >= config_.max_buffers)
         return err->fail(Code::memory, "ALLOC_BUFFER: the session holds %zu buffers already", buffers_.size());
     if (size > BASE_LIMIT || next_base_ > BASE_LIMIT - size)
