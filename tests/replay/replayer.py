@@ -183,7 +183,9 @@ def _decode(type_name: str, data: bytes) -> npt.NDArray[np.float64] | None:
 class Connection:
     """Replay one connection: a socket and the maps from recorded to new handles and bases."""
 
-    def __init__(self, endpoint: tuple[str, int], capture: Capture, report: Report, timeout: float, auto: bool) -> None:
+    def __init__(
+        self, endpoint: tuple[str, int], capture: Capture, report: Report, timeout: float, *, auto: bool = False
+    ) -> None:
         self.auto = auto
         self.capture, self.dialect, self.report = capture, capture.dialect, report
         self.handles: dict[int, int] = {}
@@ -356,7 +358,7 @@ def replay(endpoint: str, capture: Capture, timeout: float = 120.0, *, auto: boo
     for messages in capture.connections:
         address = host.strip("[]"), int(port)
         for _ in range(MAX_ATTEMPTS):
-            connection = Connection(address, capture, report, timeout, auto)
+            connection = Connection(address, capture, report, timeout, auto=auto)
             try:
                 connection.run(messages)
             except NotAccepted:
