@@ -154,7 +154,7 @@ bool Parser::references(Graph* g, const WireTensor& w, uint32_t position) {
     // The rows go where the node lies; that this place is a source as well was added to clients later.
     if (t->op == OP_SET_ROWS && dialect_.set_rows_by_view && w.src[2] == 0 && w.view_src != 0) {
         t->src[2] = t;
-        t->n_src = 3;
+        if (t->n_src < 3) t->n_src = 3;
     }
     if (w.view_src != 0) {
         const int64_t at = map_->find(w.view_src);

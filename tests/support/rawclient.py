@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -157,7 +158,9 @@ class RawClient:
         return Hello((data[0], data[1], data[2]), data[4:])
 
     def device_count(self) -> int:
-        """Return the number of devices."""
+        """Return the number of devices; clients without that command know of one."""
+        if Command.DEVICE_COUNT not in self.dialect.commands:
+            return 1
         return int.from_bytes(self.call(Command.DEVICE_COUNT), "little")
 
     def alignment(self, device: int = 0) -> int:
@@ -230,8 +233,11 @@ class RawClient:
         return int.from_bytes(self.call(Command.GET_ALLOC_SIZE, payload), "little")
 
     def memset(self, tensor: Tensor, value: int, offset: int = 0, size: int | None = None) -> None:
-        """Fill bytes of a tensor."""
+        """Fill bytes of a tensor; clients without that command write them."""
         size = tensor.nbytes() - offset if size is None else size
+        if Command.MEMSET_TENSOR not in self.dialect.commands:
+            self.set(tensor, bytes([value]) * size, offset)
+            return
         self.call(Command.MEMSET_TENSOR, self._pack(Command.MEMSET_TENSOR, tensor, offset, size, value))
 
     def set_2d(self, tensor: Tensor, data: bytes, *, offset: int, size: int, n_copies: int, stride: int) -> None:
@@ -247,13 +253,30 @@ class RawClient:
         )
 
     def compute(self, nodes: list[Tensor], uid: int = 0, device: int = 0) -> None:
-        """Send a graph. Errors show only through the connection: follow with a query."""
-        self.call(Command.GRAPH_COMPUTE, graph_payload(self.dialect, nodes, uid=uid, device=device))
+        """Send a graph. Where it has no reply, errors show only through the connection: follow with a query.
 
-    def recompute(self, uid: int = 0, device: int = 0) -> None:
-        """Run a stored graph again."""
-        tail = (uid,) if self.dialect.graph_uid else ()
+        Raises
+        ------
+        RuntimeError
+            If there is a reply and it tells of a failure.
+        """
+        status = self.call(Command.GRAPH_COMPUTE, graph_payload(self.dialect, nodes, uid=uid, device=device))
+        if status.strip(b"\0"):
+            raise RuntimeError(f"the graph's status is {status[0]}")
+
+    def recompute(self, uid: int = 0, device: int = 0, view_offs: Sequence[int] = ()) -> None:
+        """Run a stored graph again; `view_offs`: where its CPY nodes write to, in dialects that say so."""
+        tail: tuple[int | bytes, ...] = (uid,) if self.dialect.graph_uid else ()
+        if self.dialect.recompute_view_offsets:
+            tail = (*tail, len(view_offs), struct.pack(f"<{len(view_offs)}Q", *view_offs))
         self.call(Command.GRAPH_RECOMPUTE, self._pack(Command.GRAPH_RECOMPUTE, *self._device(device), *tail))
+
+    def run_again(self, nodes: list[Tensor], uid: int = 0, device: int = 0) -> None:
+        """Run a graph that was computed last, as the dialect's clients do: by its store, or sent once more."""
+        if Command.GRAPH_RECOMPUTE in self.dialect.commands:
+            self.recompute(uid, device)
+        else:
+            self.compute(nodes, uid, device)
 
     def comm_init(self, rank: int, world: int, port: int, host: str, device: int = 0) -> int:
         """Ask the server to link up with another one; return 1 if it did."""

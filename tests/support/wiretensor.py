@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.enums import TensorFlag
 from ggml_rpc.spec.limits import MAX_NAME, OP_PARAMS_WORDS
-from ggml_rpc.spec.ops import OP_BY_NAME
+from ggml_rpc.spec.ops import OP_BY_ID, OP_BY_NAME
 from ggml_rpc.spec.types import TYPE_BY_ID, TYPE_BY_NAME
 
 _ids = itertools.count(0x5500_0000_1000, 0x170)
@@ -20,7 +20,7 @@ _U32 = 0xFFFF_FFFF
 
 @dataclass(eq=False)
 class Tensor:
-    """One tensor of a client. `op` and `type` are internal ids; an id without a wire number is sent as it is.
+    """One tensor of a client, in internal ids. What has no number on the wire is sent as it is.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Tensor:
     src : list of Tensor or None
         Sources by slot.
     params : bytes
-        Up to 64 bytes of op parameters.
+        Up to 64 bytes of op parameters, values of enumerations by their internal ids.
     """
 
     type: int
@@ -78,7 +78,7 @@ class Tensor:
             *(n & mask for n in self.ne),
             *(n & mask for n in self.nb),
             dialect.op_numbers.get(self.op, self.op) & _U32,
-            *struct.unpack(f"<{OP_PARAMS_WORDS}i", self.params.ljust(4 * OP_PARAMS_WORDS, b"\0")),
+            *_wire_params(dialect, self.op, self.params),
             self.flags,
             *src,
             0 if self.view_src is None else self.view_src.id,
@@ -87,6 +87,26 @@ class Tensor:
             self.name.encode()[: MAX_NAME - 1],
             self.use_count if record.has_use_count else b"",
         )
+
+
+def _wire_params(dialect: dialects.Dialect, op: int, params: bytes) -> tuple[int, ...]:
+    """Return the parameter words with values of enumerations as the dialect numbers them."""
+    words = list(struct.unpack(f"<{OP_PARAMS_WORDS}I", params.ljust(4 * OP_PARAMS_WORDS, b"\0")))
+    for p in OP_BY_ID[op].params if op in OP_BY_ID else ():
+        if p.enum is None:
+            continue
+        ours = words[p.word] & p.mask
+        for wire, internal in enum_values(dialect, p.enum).items():
+            if internal == ours:
+                words[p.word] = (words[p.word] & ~p.mask & _U32) | wire
+                break
+    return tuple(w - (1 << 32) if w >> 31 else w for w in words)
+
+
+def enum_values(dialect: dialects.Dialect, enum: str) -> Mapping[int, int]:
+    """Return wire value -> internal value of an enumeration of op parameters."""
+    lists = {"unary": dialect.unary, "glu": dialect.glu}
+    return dict(enumerate(lists[enum])) if enum in lists else dialect.enums[enum]
 
 
 def default_strides(type: int, ne: Sequence[int]) -> list[int]:

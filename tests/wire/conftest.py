@@ -8,10 +8,8 @@ import pytest
 
 from ggml_rpc.spec import dialects
 from tests.support.servers import RunningServer, running_server
+from tests.wire.kinds import KINDS
 from tests.wire.session import Neighbour, ServerLog, captured_log
-
-# One of each kind of frame: record sizes, device fields, replies, flags. The rest differ from these in numbers only.
-KINDS = ("8.0.0", "7.0.0")
 
 
 @pytest.fixture(scope="module", params=KINDS)

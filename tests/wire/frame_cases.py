@@ -64,7 +64,7 @@ def wrong_lengths(dialect: Dialect) -> Iterator[Case]:
 def unknown_commands(dialect: Dialect) -> Iterator[Case]:
     """Send bytes that are no command of the protocol."""
     known = set(dialect.commands.values())
-    for number in (*(n for n in range(17, 26) if n not in known), 100, 127, 128, 255):
+    for number in (*(n for n in range(15, 26) if n not in known), 100, 127, 128, 255):
         yield Case(f"command {number}", _announce(number, b"", 0), str(number))
 
 
@@ -82,8 +82,8 @@ def devices(dialect: Dialect) -> Iterator[Case]:
                     node = a.arena.node("SQR", "F32", (8, 4), [a.tensor()])
                     a.client.compute([node], device=device)
                     return
-                assert size is not None
-                a.client.send(a.dialect.commands[command], struct.pack("<I", device) + bytes(size - 4))
+                rest = a.dialect.request_header(command) if size is None else size
+                a.client.send(a.dialect.commands[command], struct.pack("<I", device) + bytes(rest - 4))
 
             yield Case(f"{command.name} device {device:#x}", act, command.name)
 
@@ -133,6 +133,8 @@ def _recompute_freed(a: Attacker) -> None:
 def session_rules(dialect: Dialect) -> Iterator[Case]:
     """Break a rule of the session."""
     yield Case("second HELLO", _second_hello, "HELLO")
+    if Command.GRAPH_RECOMPUTE not in dialect.commands:
+        return
     yield Case("GRAPH_RECOMPUTE without a graph", _recompute_nothing, "GRAPH_RECOMPUTE")
     yield Case("GRAPH_RECOMPUTE after FREE_BUFFER", _recompute_freed, "GRAPH_RECOMPUTE")
     if dialect.graph_uid:
@@ -149,15 +151,15 @@ def first_messages(dialect: Dialect) -> dict[str, bytes]:
     """Return what must not be the first bytes of a connection, by name."""
     hello = dialect.commands[Command.HELLO]
     out = {
-        "DEVICE_COUNT": frame(dialect.commands[Command.DEVICE_COUNT]),
-        "ALLOC_BUFFER": frame(dialect.commands[Command.ALLOC_BUFFER], bytes(12)),
+        "GET_DEVICE_MEMORY": frame(Command.GET_DEVICE_MEMORY, bytes(4 if dialect.has_devices else 0)),
+        "ALLOC_BUFFER": frame(Command.ALLOC_BUFFER, bytes(12 if dialect.has_devices else 8)),
         "unknown command": frame(200),
         "an HTTP request": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "a TLS hello": bytes.fromhex("16030100a5010000a10303") + bytes(160),
         "zeros": bytes(4096),
     }
-    for length in (0, dialect.hello_request - 1, dialect.hello_request + 1, 1 << 20, (1 << 64) - 1):
-        if length != dialect.hello_request and length >= 0:
+    for length in (0, 1, 23, 24, 25, 1 << 20, (1 << 64) - 1):
+        if length != dialect.hello_request:
             out[f"HELLO of {length} bytes"] = frame(hello, bytes(min(length, 4096)), length)
     return out
 
@@ -165,10 +167,12 @@ def first_messages(dialect: Dialect) -> dict[str, bytes]:
 def random_bytes(seed: int, dialect: Dialect) -> bytes:
     """Return a seeded mixture of garbage and frames of known commands with random payloads and lengths."""
     rng = random.Random(seed)
+    size = dialect.record.size
+    near_records = (size, size + 16, size + 17)
     out = bytearray()
     for _ in range(rng.randrange(1, 6)):
         number = rng.choice([*dialect.commands.values(), rng.randrange(256)])
-        payload = rng.randbytes(rng.choice([0, 4, 8, 12, 296, 312, 313, rng.randrange(4096)]))
+        payload = rng.randbytes(rng.choice([0, 4, 8, 12, *near_records, rng.randrange(4096)]))
         length = rng.choice([len(payload), len(payload), rng.randrange(1 << 16), rng.getrandbits(64)])
         out += frame(number, payload, length)
     if rng.random() < 0.3:

@@ -6,13 +6,16 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ggml_rpc.spec.dialects import Dialect
 from ggml_rpc.spec.enums import GluKind, TensorFlag, UnaryKind
 from ggml_rpc.spec.ops import OP_BY_NAME
 from ggml_rpc.spec.types import TYPE_BY_NAME
-from tests.support.wiretensor import Tensor, default_strides, graph_payload, tensor
+from tests.support.wiretensor import Tensor, default_strides, enum_values, graph_payload, tensor
 from tests.wire.session import BUFFER_BYTES, Attacker
 
 DEAD_TYPE = 4
+# Element-wise ops of ik_llama.cpp whose result has half a row.
+HALVED = (UnaryKind.SWIGLU, UnaryKind.SWIGLU_OAI)
 RESULT = -1
 
 Shape = tuple[str, tuple[int, ...]]
@@ -78,7 +81,8 @@ VALID: tuple[Valid, ...] = (
     *(_same(op, 2) for op in ("ADD", "SUB", "MUL", "DIV")),
     *(_same(op) for op in ("DUP", "CONT", "SQR", "SQRT", "LOG", "SIN", "COS")),
     *(_same(op, params=_f(1e-5)) for op in ("NORM", "RMS_NORM", "L2_NORM")),
-    *(_same("UNARY", params=_i(kind), label=kind.name) for kind in UnaryKind if kind <= UnaryKind.TRUNC),
+    *(_same("UNARY", params=_i(kind), label=kind.name) for kind in UnaryKind if kind not in HALVED),
+    *(Valid("UNARY", X, (("F32", (16, 6, 4, 2)),), _i(kind), label=f"{kind.name} halves") for kind in HALVED),
     *(_same("GLU", 2, _i(kind, 0) + _f(1.7, 7.0), label=f"{kind.name} split") for kind in GluKind),
     *(
         Valid("GLU", X, (("F32", (16, 6, 4, 2)),), _i(kind, 0) + _f(1.7, 7.0), label=f"{kind.name} halves")
@@ -149,6 +153,19 @@ VALID: tuple[Valid, ...] = (
         free=frozenset({(3, 0), (3, 1), (4, 1), (4, 2), (4, 3)}),
     ),
 )
+
+
+def known(dialect: Dialect) -> list[Valid]:
+    """Return the graphs that a client of this dialect can send."""
+
+    def has(v: Valid) -> bool:
+        spec = OP_BY_NAME[v.op]
+        words = struct.unpack("<16i", v.params.ljust(64, b"\0"))
+        kinds = (words[p.word] in enum_values(dialect, p.enum).values() for p in spec.params if p.enum is not None)
+        types = (TYPE_BY_NAME[t].id for t, _ in (v.result, *v.sources))
+        return spec.id in dialect.ops and all(kinds) and all(t in dialect.type_numbers for t in types)
+
+    return [v for v in VALID if has(v)]
 
 
 def build(a: Attacker, valid: Valid) -> Tensor:
@@ -245,11 +262,12 @@ def _outside(which: int) -> Spoil:
     return spoil
 
 
-def spoils(valid: Valid) -> Iterator[tuple[str, Spoil]]:
+def spoils(valid: Valid, dialect: Dialect) -> Iterator[tuple[str, Spoil]]:
     """Yield every way to spoil a graph by one field, with a name."""
     spec = OP_BY_NAME[valid.op]
     for slot, source in enumerate(spec.sources):
-        if not source.optional and slot < len(valid.sources):
+        may_lack = source.optional or (slot == spec.writes_into and dialect.set_rows_by_view)
+        if not may_lack and slot < len(valid.sources):
             yield f"without source {source.name}", _drop(slot)
     if len(spec.sources) < 10:
         yield "with a source too many", _extra(len(spec.sources))

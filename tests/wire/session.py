@@ -52,7 +52,7 @@ class Neighbour:
         self.client.set(self.a, struct.pack("<64f", *a))
         self.client.set(self.b, struct.pack("<64f", *b))
         if self.stored:
-            self.client.recompute(self.UID)
+            self.client.run_again([self.total], self.UID)
         else:
             self.client.compute([self.total], self.UID)
             self.stored = True

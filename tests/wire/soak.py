@@ -19,7 +19,7 @@ from ggml_rpc.spec.commands import Command
 from tests.support.rawclient import RawClient
 from tests.support.wiretensor import tensor
 from tests.wire import frame_cases, graph_cases, tensor_cases
-from tests.wire.near_misses import VALID, build, payload, spoils
+from tests.wire.near_misses import build, known, payload, spoils
 from tests.wire.session import Attacker, Neighbour
 
 Act = Callable[[Attacker, random.Random], None]
@@ -33,17 +33,17 @@ def _random_bytes(a: Attacker, rng: random.Random) -> None:
 
 
 def _near_miss(a: Attacker, rng: random.Random) -> None:
-    valid = rng.choice(VALID)
+    valid = rng.choice(known(a.dialect))
     a.client.clear(a.buffer.handle, 0)
     node = build(a, valid)
-    rng.choice(list(spoils(valid)))[1](a, node)
+    rng.choice(list(spoils(valid, a.dialect)))[1](a, node)
     a.client.send(a.dialect.commands[Command.GRAPH_COMPUTE], payload(a, node))
 
 
 def _flipped_graph(a: Attacker, rng: random.Random) -> None:
     """Send a valid graph with a few bytes changed anywhere."""
     a.client.clear(a.buffer.handle, 0)
-    data = bytearray(payload(a, build(a, rng.choice(VALID))))
+    data = bytearray(payload(a, build(a, rng.choice(known(a.dialect)))))
     for _ in range(rng.randrange(1, 5)):
         data[rng.randrange(len(data))] = rng.randrange(256)
     a.client.send(a.dialect.commands[Command.GRAPH_COMPUTE], bytes(data))
@@ -64,7 +64,7 @@ def _left_behind(a: Attacker, rng: random.Random) -> None:
     """Allocate, store graphs, and leave without freeing anything."""
     for _ in range(rng.randrange(1, 20)):
         a.client.alloc(rng.randrange(1, 1 << 22))
-    valid = rng.choice(VALID)
+    valid = rng.choice(known(a.dialect))
     a.client.clear(a.buffer.handle, 0)
     node = build(a, valid)
     for uid in range(rng.randrange(1, 30)):

@@ -6,11 +6,11 @@ import struct
 from collections.abc import Callable, Iterator
 
 from ggml_rpc.spec.commands import Command
-from ggml_rpc.spec.dialects import Dialect
+from ggml_rpc.spec.dialects import DEAD, Dialect
 from tests.support.rawclient import RawClient
 from tests.support.wiretensor import patch, tensor
 from tests.wire.frame_cases import Case
-from tests.wire.session import BUFFER_BYTES, Attacker
+from tests.wire.session import Attacker
 
 U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1
@@ -31,7 +31,8 @@ def _good(a: Attacker) -> bytes:
 
 def _alloc_size(a: Attacker, tensor_record: bytes, src: bytes) -> bytes:
     srcs = src + bytes(a.dialect.record.size * (a.dialect.record.max_src - 1))
-    return struct.pack("<I", 0) + tensor_record + (srcs if a.dialect.alloc_size_has_srcs else b"")
+    device = bytes(4 if a.dialect.has_devices else 0)
+    return device + tensor_record + (srcs if a.dialect.alloc_size_has_srcs else b"")
 
 
 PAYLOADS: dict[str, tuple[Command, Payload]] = {
@@ -60,6 +61,11 @@ def _moved(offset: int) -> Spoil:
     return lambda a, r: patch(a.dialect, r, "data", a.buffer.base + offset)
 
 
+def _behind(offset: int) -> Spoil:
+    """Move the tensor to an address relative to the buffer's end, which the server may have set back."""
+    return lambda a, r: patch(a.dialect, r, "data", a.buffer.base + a.buffer.size + offset)
+
+
 def _all_dims(field: str, value: int, inner: Spoil | None = None) -> Spoil:
     def spoil(a: Attacker, r: bytes) -> bytes:
         for i in range(4):
@@ -75,11 +81,15 @@ def _quantised_odd(a: Attacker, r: bytes) -> bytes:
     return patch(a.dialect, r, "nb", 18)
 
 
+def dead_types(dialect: Dialect) -> list[int]:
+    """Return numbers that name no type: the first and the last inside the table, and those right behind it."""
+    n = len(dialect.types)
+    inside = [i for i, t in enumerate(dialect.types) if t == DEAD]
+    return [inside[0], inside[-1], n, n + 1, 511, 512]
+
+
 # What no command may accept: the record contradicts itself, or its type does not exist.
 BROKEN: dict[str, Spoil] = {
-    "dead type 4": _put("type", 4),
-    "dead type 36": _put("type", 36),
-    "type past the end": _put("type", 43),
     "type 2^31": _put("type", 1 << 31),
     "type 2^32-1": _put("type", U32),
     "row that is no multiple of the block": _quantised_odd,
@@ -88,8 +98,8 @@ BROKEN: dict[str, Spoil] = {
 
 # What no command may accept for a tensor that names a live buffer.
 MISPLACED: dict[str, Spoil] = {
-    "end one element behind the buffer": _moved(BUFFER_BYTES - VICTIM_BYTES + 4),
-    "start at the end of the buffer": _moved(BUFFER_BYTES),
+    "end one element behind the buffer": _behind(4 - VICTIM_BYTES),
+    "start at the end of the buffer": _behind(0),
     "start one element before the buffer": _moved(-4),
     "far behind": _moved(1 << 40),
     "address that wraps": _put("data", U64 - 63),
@@ -116,6 +126,7 @@ def records(dialect: Dialect) -> Iterator[Case]:
             continue
         # GET_ALLOC_SIZE asks about tensors that are not placed yet.
         spoils = {
+            **{f"dead type {n}": _put("type", n) for n in dead_types(dialect)},
             **BROKEN,
             **({} if name == "GET_ALLOC_SIZE" else MISPLACED),
             **(HOMELESS if name in TOUCHING else {}),

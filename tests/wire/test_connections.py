@@ -12,6 +12,8 @@ import pytest
 
 from ggml_rpc.spec import dialects, limits
 from ggml_rpc.spec.commands import Command
+from ggml_rpc.spec.enums import TensorFlag
+from ggml_rpc.spec.ops import OP_BY_NAME
 from tests.support.rawclient import RawClient, frame, split_endpoint
 from tests.support.servers import RunningServer, running_server
 from tests.support.wiretensor import graph_payload, tensor
@@ -86,7 +88,7 @@ def test_stalls_are_closed_and_idle_sessions_are_not(dialect: dialects.Dialect) 
         clients.callback(idle.close)
         idle.check()
         silent, half_hello = (clients.enter_context(connect(server)) for _ in range(2))
-        half_hello.sendall(frame(dialect.commands[Command.HELLO], b"", dialect.hello_request))
+        half_hello.sendall(frame(Command.HELLO, bytes(dialect.hello_request))[:-1])
         stalled = []
         for part in (1, 5, 9, 200):
             client = clients.enter_context(RawClient(server.endpoint, dialect))
@@ -247,6 +249,54 @@ def test_cast_to_itself_is_legal(server: RunningServer, dialect: dialects.Dialec
         client.set(x, struct.pack("<32f", *range(32)))
         client.compute([cast])
         assert struct.unpack("<32e", client.get(cast)) == tuple(float(i) for i in range(32))
+
+
+def test_rows_by_view_alone(server: RunningServer, dialect: dialects.Dialect) -> None:
+    """Old clients name the target of SET_ROWS only as what the node views."""
+    with RawClient(server.endpoint, dialect) as client:
+        a = Attacker(client)
+        values, ids, table = a.tensor(ne=(8, 2)), a.tensor("I64", (2,)), a.tensor(ne=(8, 4), name="table")
+        client.set(values, struct.pack("<16f", *range(16)))
+        client.set(ids, struct.pack("<2q", 3, 1))
+        client.set(table, b"\x11" * 128)
+        node = tensor("F32", (8, 4), buffer=table.buffer, data=table.data, op=OP_BY_NAME["SET_ROWS"].id)
+        node.src, node.view_src, node.flags = [values, ids], table, int(TensorFlag.COMPUTE)
+        if not dialect.set_rows_by_view:
+            client.send(Command.GRAPH_COMPUTE, graph_payload(dialect, [node]))
+            assert client.closed_by_peer()
+            return
+        client.compute([node])
+        row = [client.get(table, 32 * i, 32) for i in range(4)]
+        assert row[3] + row[1] == struct.pack("<16f", *range(16))
+        assert row[0] == row[2] == b"\x11" * 32
+        node.src += [None, a.tensor()]
+        client.send(Command.GRAPH_COMPUTE, graph_payload(dialect, [node]))
+        assert client.closed_by_peer()
+
+
+def test_rows_out_of_range_are_zeros_in_ik(server: RunningServer, dialect: dialects.Dialect) -> None:
+    """ik_llama.cpp marks unused slots by an index that names no row; elsewhere that is an error."""
+    if not dialect.ik_meaning:
+        pytest.skip("an index out of range is refused here")
+    with RawClient(server.endpoint, dialect) as client:
+        a = Attacker(client)
+        x, ids = a.tensor(), a.tensor("I32", (4,))
+        client.set(x, struct.pack("<32f", *range(1, 33)))
+        client.set(ids, struct.pack("<4i", 2, -1, 4, -(1 << 31)))
+        rows = a.arena.node("GET_ROWS", "F32", (8, 4), [x, ids])
+        client.set(rows, b"\x55" * 128)
+        client.compute([rows])
+        assert struct.unpack("<32f", client.get(rows)) == (*(float(i) for i in range(17, 25)), *([0.0] * 24))
+        weights = a.tensor(ne=(8, 2, 2))
+        client.set(weights, struct.pack("<32f", *([1.0] * 32)))
+        chosen = a.tensor("I32", (2, 1))
+        client.set(chosen, struct.pack("<2i", 1, 7))
+        column = a.tensor(ne=(8, 1, 1))
+        client.set(column, struct.pack("<8f", *range(8)))
+        product = a.arena.node("MUL_MAT_ID", "F32", (2, 2, 1), [weights, column, chosen])
+        client.set(product, b"\x55" * 16)
+        client.compute([product])
+        assert struct.unpack("<4f", client.get(product)) == (28.0, 28.0, 0.0, 0.0)
 
 
 def test_overlapping_copy(server: RunningServer, dialect: dialects.Dialect) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command
 from tests.support.rawclient import RawClient
 from tests.support.servers import RunningServer
-from tests.wire.near_misses import VALID, Valid, build, payload, spoils
+from tests.wire.kinds import HEAVY_KINDS, KINDS
+from tests.wire.near_misses import Valid, build, known, payload, spoils
 from tests.wire.session import Attacker, Neighbour, ServerLog
 
 
@@ -19,7 +22,13 @@ def connect(server: RunningServer, dialect: dialects.Dialect) -> Attacker:
     return attacker
 
 
-@pytest.mark.parametrize("valid", VALID, ids=lambda v: v.name)
+def graphs(kinds: Sequence[str]) -> pytest.MarkDecorator:
+    """Run a test with each valid graph of each dialect."""
+    pairs = [pytest.param(k, v, id=f"{k}-{v.name}") for k in kinds for v in known(dialects.find(k))]
+    return pytest.mark.parametrize(("dialect", "valid"), pairs, indirect=["dialect"], scope="module")
+
+
+@graphs(KINDS)
 def test_valid_graph(server: RunningServer, dialect: dialects.Dialect, valid: Valid) -> None:
     attacker = connect(server, dialect)
     with attacker.client as client:
@@ -28,12 +37,12 @@ def test_valid_graph(server: RunningServer, dialect: dialects.Dialect, valid: Va
         assert len(client.get(node)) == node.nbytes()
 
 
-@pytest.mark.parametrize("valid", VALID, ids=lambda v: v.name)
+@graphs(HEAVY_KINDS)
 def test_near_misses(
     server: RunningServer, dialect: dialects.Dialect, neighbour: Neighbour, log: ServerLog, valid: Valid
 ) -> None:
     wrong = []
-    for what, spoil in spoils(valid):
+    for what, spoil in spoils(valid, dialect):
         log.clear()
         attacker = connect(server, dialect)
         with attacker.client as client:
