@@ -43,10 +43,15 @@ bool tcp_gone(void* context) {
     return poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
 
+bool tcp_ready(void* context) {
+    uint8_t byte;
+    return recv(descriptor(context), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+}
+
 }  // namespace
 
 Transport tcp_transport(int fd) {
-    return {tcp_receive, tcp_send, tcp_gone, reinterpret_cast<void*>(static_cast<intptr_t>(fd))};
+    return {tcp_receive, tcp_send, tcp_gone, tcp_ready, reinterpret_cast<void*>(static_cast<intptr_t>(fd))};
 }
 
 int64_t monotonic_ns() {
@@ -151,6 +156,8 @@ bool Stream::write(const void* data, uint64_t size, Error* err) {
     iovec part = {const_cast<void*>(data), static_cast<size_t>(size)};
     return write(&part, 1, err);
 }
+
+bool Stream::pending() { return begin_ < end_ || transport_.ready(transport_.context); }
 
 bool Stream::gone() { return transport_.gone(transport_.context); }
 

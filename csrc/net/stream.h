@@ -19,6 +19,8 @@ struct Transport {
     int64_t (*send)(void* context, const iovec* parts, int n_parts);
     // True once the peer hung up (or the transport was shut down), without reading anything.
     bool (*gone)(void* context);
+    // True when bytes wait to be received.
+    bool (*ready)(void* context);
     void* context;
 };
 
@@ -41,6 +43,8 @@ class Stream {
     bool write(const void* data, uint64_t size, Error* err);
     bool write(iovec* parts, int n_parts, Error* err);
     bool gone();
+    // True when the peer has sent more than was read.
+    bool pending();
 
     uint64_t received() const { return received_; }
     uint64_t sent() const { return sent_; }

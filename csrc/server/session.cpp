@@ -55,7 +55,7 @@ void Session::trace(const char* format, ...) {
 void Session::choose(std::vector<const DialectTable*> tables, bool report) {
     tables_ = std::move(tables);
     dialect_ = tables_[0];
-    report_first_ = report;
+    chosen_for_ = report_first_ = report;
     greeted_ = true;
 }
 

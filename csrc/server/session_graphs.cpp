@@ -193,7 +193,13 @@ bool Session::graph_compute(Error* err) {
     if (!dialect_->graph_status) return true;
     // The answer is about the run: it waits for it. A run that fails ends the connection like any other.
     const uint8_t success = 0;
-    return finish(device, l->submitted, err) && reply(&success, 1, err);
+    if (!finish(device, l->submitted, err)) return false;
+    // 3.0.0 is accepted by all clients of 3.x, but those from 3.5.0 on would take the answer for that of the next
+    // command.
+    if (chosen_for_ && stream_.pending())
+        return err->fail(Code::protocol, "GRAPH_COMPUTE: the client does not wait for the answer that dialect %s has",
+                         dialect_->name);
+    return reply(&success, 1, err);
 }
 
 // ik_llama.cpp 5.5.5 sends, with each recompute, where the graph's CPY nodes write to now: their offsets in what they
@@ -226,8 +232,8 @@ bool Session::move_copies(uint32_t device, Stored* stored, Error* err) {
         uint8_t* node = find(load_u64(ids + 8 * i));  // it was parsed before: every id is there
         const uint32_t op = load_u32(node + l.op);
         if (dialect_->op_of[op] != OP_CPY) continue;
-        if (place == n_places) break;
-        const uint64_t offset = load_u64(request + 4 + 8 * place++);
+        if (place++ >= n_places) continue;
+        const uint64_t offset = load_u64(request + 4 + 8 * (place - 1));
         if (offset == load_u64(node + l.view_offs)) continue;
         uint8_t* base = find(load_u64(node + l.view_src));
         uint8_t* target = find(load_u64(node + l.src + 8));

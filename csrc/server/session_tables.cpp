@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "server/session.h"
+#include "spec/tables.h"
 
 namespace ggr {
 
@@ -47,11 +48,6 @@ bool same_graph(const Graph& a, const Graph& b, const Tensor** at) {
     return true;
 }
 
-bool any_flagged(const Graph& g) {
-    return std::any_of(g.tensors, g.tensors + g.n_tensors,
-                       [](const Tensor& t) { return (t.flags & FLAG_COMPUTE) != 0; });
-}
-
 // The numbers of nodes and tensors stand where this table has them, and account for the whole payload.
 bool length_fits(const DialectTable& d, const std::vector<uint8_t>& payload) {
     const uint64_t length = payload.size(), head = static_cast<uint64_t>(d.graph_n_nodes) + 4;
@@ -60,6 +56,31 @@ bool length_fits(const DialectTable& d, const std::vector<uint8_t>& payload) {
     if (length < head + 8 * n + 4) return false;
     const uint64_t m = load_u32(payload.data() + head + 8 * n);
     return length == head + 8 * n + 4 + static_cast<uint64_t>(d.tensor.bytes) * m;
+}
+
+struct Marks {
+    bool flagged;   // a tensor carries the flag COMPUTE
+    bool computes;  // a node is more than a view
+};
+
+// What the records say about the flag COMPUTE, before any rule is asked.
+Marks read_marks(const DialectTable& d, const std::vector<uint8_t>& payload) {
+    Marks marks = {};
+    if (!length_fits(d, payload)) return marks;
+    const uint8_t* ids = payload.data() + d.graph_n_nodes + 4;
+    const uint64_t n = load_u32(ids - 4), m = load_u32(ids + 8 * n);
+    std::vector<uint64_t> nodes(n);
+    for (uint64_t i = 0; i < n; ++i) nodes[i] = load_u64(ids + 8 * i);
+    std::sort(nodes.begin(), nodes.end());
+    const uint8_t* record = ids + 8 * n + 4;
+    for (uint64_t i = 0; i < m; ++i, record += d.tensor.bytes) {
+        marks.flagged = marks.flagged || (load_u32(record + d.tensor.flags) & FLAG_COMPUTE) != 0;
+        const uint32_t op = load_u32(record + d.tensor.op);
+        const OpTraits* traits = op < 256 ? op_traits(d.op_of[op]) : nullptr;
+        if (traits == nullptr || !traits->noop)
+            marks.computes = marks.computes || std::binary_search(nodes.begin(), nodes.end(), load_u64(record));
+    }
+    return marks;
 }
 
 }  // namespace
@@ -140,30 +161,29 @@ void Session::narrow_by_graph_length() {
 // readings are held at a time: a graph can be large.
 Graph* Session::narrow_by_graph(const std::vector<uint8_t>& payload, Error* err) {
     if (tables_.size() == 1) return parse(*dialect_, payload, err);
+    // From 2026-01-19 clients of llama.cpp flag what is to be computed, and nobody else sets that bit. This comes
+    // first: a table that knows the flag passes over what bears none, whatever it is, and would allow any graph of old.
+    // A graph that is all views says nothing.
     std::vector<bool> fits;
-    bool flagged = false, computes = false;
+    bool flagged = false;
+    for (const DialectTable* t : tables_) {
+        const Marks marks = read_marks(*t, payload);
+        flagged = flagged || marks.flagged;
+        fits.push_back(t->compute_flag ? marks.flagged || !marks.computes : !marks.flagged);
+    }
+    narrow(fits, flagged ? "nodes flagged COMPUTE" : "no node flagged COMPUTE");
+    fits.clear();
     Error first = {};
     for (const DialectTable* t : tables_) {
         Error quiet = {};
-        const GraphPtr g(parse(*t, payload, &quiet));
-        fits.push_back(g != nullptr);
+        fits.push_back(GraphPtr(parse(*t, payload, &quiet)) != nullptr);
         if (fits.size() == 1) first = quiet;
-        if (g == nullptr) continue;
-        flagged = flagged || any_flagged(*g);
-        computes = computes || g->n_nodes > 0;
     }
     if (std::count(fits.begin(), fits.end(), true) == 0) {
         *err = first;
         return nullptr;
     }
     narrow(fits, "a graph that no other table allows");
-    // From 2026-01-19 clients of llama.cpp flag what is to be computed, and nobody else sets that bit. A graph that is
-    // all views says nothing.
-    if (flagged || computes) {
-        fits.clear();
-        for (const DialectTable* t : tables_) fits.push_back(t->compute_flag == flagged);
-        narrow(fits, flagged ? "nodes flagged COMPUTE" : "no node flagged COMPUTE");
-    }
     GraphPtr graph(parse(*dialect_, payload, err));
     for (size_t i = 1; graph != nullptr && i < tables_.size(); ++i) {
         Error quiet = {};

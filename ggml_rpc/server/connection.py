@@ -116,6 +116,8 @@ class Connection:
                 self._left(self.offer)
         except RpcError as e:
             log.warning("client %s: connection closed: %s: %s", self.peer, type(e).__name__, e)
+            if self.offer is not None and self.stayed:
+                self._misfit(self.offer)
         finally:
             self.session.close()
             self.sock.close()
@@ -162,6 +164,16 @@ class Connection:
         self.session.choose([_codec(t) for t in announcement.tables], report=self.offer is not None)
         version = bytes(announcement.dialect.announce)
         self.session.reply(version.ljust(announcement.dialect.hello_reply, b"\0"))
+
+    def _misfit(self, offer: Offer) -> None:
+        following = self.offers.misfit(offer, self.protocol.announcements(offer.key[1]))
+        if following is not None:
+            log.warning(
+                "a client at %s may speak a later protocol than %s; offering %s next",
+                self.address,
+                offer.announcement.dialect.name,
+                following.dialect.name,
+            )
 
     def _left(self, offer: Offer) -> None:
         following = self.offers.left(offer, self.protocol.announcements(offer.key[1]))

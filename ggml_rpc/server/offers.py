@@ -26,6 +26,7 @@ class _Client:
 
     worked: list[Announcement] = field(default_factory=list)  # what clients stayed with, the last first
     refused: list[Announcement] = field(default_factory=list)  # since the last that stayed, in this order
+    instead: Announcement | None = None  # to offer next, because the last one was accepted but did not fit
     live: int = 0  # sessions that stayed and are still there
     seen: float = 0.0
 
@@ -84,6 +85,8 @@ class Offers:
                 client.refused.clear()
                 left = order
             refused = ", ".join(c.dialect.name for c in client.refused)
+            if client.instead is not None and not client.live:
+                return Offer(client.instead, f"{order[0].dialect.name} did not fit", key)
             if client.live:
                 reason = "a session of this address speaks it"
             elif refused:
@@ -102,12 +105,27 @@ class Offers:
                 client.worked.remove(offer.announcement)
             client.worked.insert(0, offer.announcement)
             client.refused.clear()
+            client.instead = None
             client.live += 1
 
     def ended(self, offer: Offer) -> None:
         """Note the end of a session that had stayed."""
         with self._lock:
             self._client(offer.key).live -= 1
+
+    def misfit(self, offer: Offer, candidates: Sequence[Announcement]) -> Announcement | None:
+        """Note that a session broke the rules of what it had accepted; return what the next one is offered instead.
+
+        A client accepts earlier minor numbers than its own too, but may speak in another way: where there is a later
+        candidate, it may be that one.
+        """
+        own = offer.announcement.dialect.announce
+        later = [c for c in candidates if own[0] == c.dialect.announce[0] and own[:2] < c.dialect.announce[:2]]
+        if not later:
+            return None
+        with self._lock:
+            self._client(offer.key).instead = later[0]
+        return later[0]
 
     def left(self, offer: Offer, candidates: Sequence[Announcement]) -> Announcement | None:
         """Note that the client hung up right after the answer; return what the next one is offered, if that changes.
@@ -119,15 +137,22 @@ class Offers:
             if client.live > 0 or offer.announcement in client.refused:
                 return None
             client.refused.append(offer.announcement)
+            if offer.announcement is client.instead:
+                client.instead = None
         return self.choose(*offer.key, candidates).announcement
 
     def _client(self, key: tuple[str, int]) -> _Client:
         now = self._clock()
-        for known, client in list(self._clients.items()):  # the longest unseen first
+        for _ in range(len(self._clients)):
+            known = next(iter(self._clients))  # the longest unseen
+            client = self._clients[known]
             full = len(self._clients) >= MAX_ADDRESSES and key not in self._clients
             if now - client.seen <= EXPIRY_SECONDS and not full:
                 break
-            if client.live == 0:
+            if client.live:
+                client.seen = now
+                self._clients.move_to_end(known)
+            else:
                 del self._clients[known]
         client = self._clients.setdefault(key, _Client())
         client.seen = now

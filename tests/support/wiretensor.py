@@ -65,7 +65,7 @@ class Tensor:
         )
 
     def pack(self, dialect: dialects.Dialect) -> bytes:
-        """Return the record in a dialect."""
+        """Return the record in a dialect; clients of one without the flag COMPUTE never set it."""
         record = dialect.record
         mask = (1 << 8 * record.dim_bytes) - 1
         src = [0 if s is None else s.id for s in self.src]
@@ -79,7 +79,7 @@ class Tensor:
             *(n & mask for n in self.nb),
             dialect.op_numbers.get(self.op, self.op) & _U32,
             *_wire_params(dialect, self.op, self.params),
-            self.flags,
+            self.flags if dialect.compute_flag else self.flags & ~TensorFlag.COMPUTE,
             *src,
             0 if self.view_src is None else self.view_src.id,
             self.view_offs,
