@@ -55,7 +55,7 @@ SOURCES = {
     "4.0.1": Source(_LLAMA, "0.3.33", "369ba03d02caaef42c1ed07bbdc454f7436e47c7675b8b9757fa13fbac6acd92"),
     "3.6.1": Source(_LLAMA, "0.3.20", "70f01b7d915d31c617dc66610a332cb2d51cde84c8b152d09a352206323616f5"),
     "2.0.0": Source(_LLAMA, "0.3.16", "34ed0f9bd9431af045bb63d9324ae620ad0536653740e9bb163a2e1fcb973be6"),
-    "ik-3.5.2": Source(
+    "ik-3.5.2@2026-04-13": Source(
         "ik-llama-cpp-python",
         "0.1.5",
         "33c67eb99e4dcab5e611050433243815709b8b3067753f9ce18375013cf002ad",

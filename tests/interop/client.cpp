@@ -53,15 +53,24 @@ void set_flash(Params& params, bool on) {
 
 struct Servers {
     std::string names;
+    std::vector<float> split;
 
     void add(const std::string& endpoint) {
         const uint32_t count = ggml_backend_rpc_get_device_count(endpoint.c_str());
         if (count == 0) fail("no device at " + endpoint);
-        for (uint32_t i = 0; i < count; i++) names += (names.empty() ? "" : ",") + endpoint + "|" + std::to_string(i);
+        for (uint32_t i = 0; i < count; i++) {
+            names += (names.empty() ? "" : ",") + endpoint + "|" + std::to_string(i);
+            split.push_back(1.0F);
+        }
     }
+    // Without a GPU the build counts its CPU as the first device: its share is 0.
     void apply(llama_model_params& params) {
-        params.rpc_servers = names.c_str();
         params.n_gpu_layers = names.empty() ? 0 : kAllLayers;
+        if (names.empty()) return;
+        split.insert(split.begin(), 0.0F);
+        split.resize(std::max(split.size(), llama_max_devices()));
+        params.tensor_split = split.data();
+        params.rpc_servers = names.c_str();
     }
 };
 
@@ -219,13 +228,7 @@ int main(int argc, char** argv) {
     if (context == nullptr) fail("cannot create a context");
 
     const llama_vocab* vocab = llama_model_get_vocab(model);
-    // What the library itself says about the layers: "offloaded 19/19 layers to GPU".
-    const size_t offloaded = g_log.find("offloaded ");
-    std::cout << "ready " << llama_vocab_n_tokens(vocab) << " "
-              << (offloaded == std::string::npos
-                      ? "0/0"
-                      : g_log.substr(offloaded + 10, g_log.find(' ', offloaded + 10) - offloaded - 10))
-              << std::endl;
+    std::cout << "ready " << llama_vocab_n_tokens(vocab) << std::endl;
     Session session(context, vocab, argv[4]);
     for (std::string line; std::getline(std::cin, line);) std::cout << session.answer(line) << std::endl;
     llama_free(context);

@@ -56,12 +56,10 @@ class Session:
             text=True,
         )
         try:
-            n_vocab, layers = self._read("ready").split()
+            self.n_vocab = int(self._read("ready"))
         except ClientError:
             self.close()
             raise
-        self.n_vocab = int(n_vocab)
-        self.offloaded, self.layers = (int(number) for number in layers.split("/"))
 
     def _read(self, verb: str) -> str:
         assert self._process.stdout is not None
