@@ -176,7 +176,7 @@ class Session {
     const SessionConfig config_;
     std::vector<const DialectTable*> tables_;  // that the client may speak
     const DialectTable* dialect_ = nullptr;    // the first of them
-    bool chosen_for_ = false;  // the client was given a choice among several numbers
+    bool chosen_for_ = false;                  // the client was given a choice among several numbers
     bool report_first_ = false;
     bool greeted_ = false;
     bool waiting_ = false;  // a header was read and is to be served
