@@ -26,7 +26,16 @@ struct OpTable {
 };
 
 // How activations are held in scratch for a matrix product.
-enum ActFormat : int32_t { ACT_F32 = 0, ACT_F16 = 1, ACT_BF16 = 2, ACT_Q8_0 = 3, ACT_Q8_1 = 4, ACT_Q8_K = 5 };
+enum ActFormat : int32_t {
+    ACT_F32 = 0,
+    ACT_F16 = 1,
+    ACT_BF16 = 2,
+    ACT_Q8_0 = 3,
+    ACT_Q8_1 = 4,
+    ACT_Q8_K = 5,
+    ACT_Q8_2_AS_F32 = 6,
+    ACT_Q8_K_AS_F32 = 7,
+};
 
 struct PlanData {
     Graph* graph = nullptr;

@@ -100,7 +100,9 @@ bool is_weights(const Tensor& t) {
     if (!is_float(t) && !is_quantized(t.type) && !is_interleaved(t)) return false;
     if (!rows_contiguous(t)) return false;
     if (!is_interleaved(t)) return true;
-    // Where matrices begin does not matter; within one, a group begins every row_group rows.
+    // Where matrices begin does not matter; within one, a group begins every row_group rows. Rows without blocks
+    // alternate two elements at a time.
+    if (block_size(t.type) == 1 && t.ne[0] % 2 != 0) return false;
     return t.ne[1] % type_traits(t.type)->row_group == 0 && t.nb[1] == row_bytes(t.type, t.ne[0]);
 }
 

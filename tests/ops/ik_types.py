@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from gguf import quants
 
 from ggml_rpc.spec.types import TYPE_BY_NAME
 
@@ -252,6 +253,35 @@ ROWS: dict[str, Decoder] = {
 }
 """Types with rows of their own."""
 
+
+def parts(name: str, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a row's only block of a type of `SATURATING` as scale, code and move of each element.
+
+    Codes are what the type gives without the bit that moves its grid, and those of IQ6_K whole numbers.
+    """
+    spec = TYPE_BY_NAME[name]
+    p = row[spec.row_meta :].copy()
+    values = ROWS[name](p)
+    if name in ("IQ4_K", "IQ5_K", "IQ6_K"):
+        size = {"IQ4_K": 4, "IQ5_K": 2, "IQ6_K": 1}[name]
+        moved = np.array([bit(u16(p, 2), s) for s in range(16)])
+        scale = [int(p[4 + s].view(np.int8)) if name == "IQ6_K" else scale_k(p, s) for s in range(16)]
+        scales, moves = np.repeat(f16(p, 0) * np.array(scale), 16), np.repeat(moved * size, 16)
+    else:
+        if name == "IQ4_KSS":
+            words = p.view(np.uint16).reshape(8, 8).astype(int)
+            bytes_ = ((words & 1) << np.arange(8)).sum(axis=1)
+        else:
+            bytes_ = p[:8].astype(int)
+        scales, moves = (
+            np.repeat((bytes_ & 254) - 127.0, 32),
+            np.repeat((bytes_ & 1) * (2 if name == "IQ5_KS" else 4), 32),
+        )
+    codes = np.rint(np.divide(values, scales, out=np.zeros(256), where=scales != 0)).astype(int) - moves
+    header = float(row[:4].copy().view(np.float32)[0]) if spec.row_meta else 1.0
+    return scales * header, codes, moves
+
+
 # Where a block's halves lie, and the size of value that gives products of ordinary size.
 HALVES = {
     "Q6_0": {0: 0.03},
@@ -261,6 +291,11 @@ HALVES = {
     "IQ5_K": {0: 0.001},
     "IQ6_K": {0: 0.0003},
 }
+# What products multiply the values of a type with.
+PRODUCT = {"IQ2_KT": 1.05, "IQ3_KT": 1.01}
+# Their products saturate where fewer than this many columns are multiplied, at two neighbours' sum of 32767.
+SATURATING = ["IQ4_K", "IQ5_K", "IQ6_K", "IQ4_KS", "IQ5_KS", "IQ4_KSS"]
+SATURATED_COLUMNS = 32
 HEADER = {
     "IQ1_BN": 1.0,
     "IQ2_BN": 1.0,
@@ -499,6 +534,113 @@ def q8_k_r16(p: Block) -> np.ndarray:
     return halves(p, 0, 16) * (fours(p[32:], 16).astype(int) - 128)
 
 
+# ---- Code books, interleaved ----
+
+
+def book(
+    kind: type[quants.IQ2_XXS | quants.IQ2_XS | quants.IQ2_S | quants.IQ3_XXS | quants.IQ3_S | quants.IQ1_S],
+) -> np.ndarray:
+    """Return the entries of a code book, one a row."""
+    kind.init_grid()
+    assert kind.grid is not None
+    entries: np.ndarray = kind.grid.reshape(kind.grid_shape).astype(float)
+    return entries
+
+
+BOOK2_XXS, BOOK2_XS, BOOK2_S = book(quants.IQ2_XXS), book(quants.IQ2_XS), book(quants.IQ2_S)
+BOOK3_XXS, BOOK3_S, BOOK1 = book(quants.IQ3_XXS), book(quants.IQ3_S), book(quants.IQ1_S)
+
+
+def signs(mask: int, n: int) -> np.ndarray:
+    """Return -1 where one of n bits is set, else 1."""
+    return np.array([-1 if bit(mask, i) else 1 for i in range(n)])
+
+
+def xxs(word: int) -> tuple[int, list[int]]:
+    """Return the scale and the four bytes of signs of a word."""
+    data = word.to_bytes(4, "little")
+    scale = sum((b & 1) << i for i, b in enumerate(data))
+    return 2 * scale + 1, [(b & 254) ^ (b & 254) >> 1 for b in data]
+
+
+def iq2_xxs_r4(p: Block, i: int) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        scale, masks = xxs(u32(p, 8 + 4 * (4 * i + k)))
+        codes = p[136 + 16 * i + 4 * k :][:4]
+        row = [BOOK2_XXS[q] * signs(m, 8) for q, m in zip(codes, masks, strict=True)]
+        rows.append(0.125 * scale * np.concatenate(row))
+    return halves(p, 0, 4) * np.array(rows)
+
+
+def iq3_xxs_r4(p: Block, i: int) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        scale, masks = xxs(u32(p, 8 + 4 * (4 * i + k)))
+        codes = p[136 + 32 * i + 8 * k :][:8]
+        row = np.concatenate([BOOK3_XXS[q] for q in codes]) * np.concatenate([signs(m, 8) for m in masks])
+        rows.append(0.25 * scale * row)
+    return halves(p, 0, 4) * np.array(rows)
+
+
+def odd_nibbles(byte: int) -> np.ndarray:
+    """Return two scales, for 16 elements each."""
+    return np.repeat([2 * nib(byte, 0) + 1, 2 * nib(byte, 1) + 1], 16)
+
+
+def iq2_xs_r4(p: Block, i: int) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        words = [u16(p, 8 + 2 * (16 * i + 4 * k + j)) for j in range(4)]
+        row = [BOOK2_XS[q & 511] * signs((q >> 9) ^ (q >> 9) << 1, 8) for q in words]
+        rows.append(0.125 * odd_nibbles(p[264 + 4 * i + k]) * np.concatenate(row))
+    return halves(p, 0, 4) * np.array(rows)
+
+
+def iq2_s_r4(p: Block, i: int) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        at, high = 16 * i + 4 * k, int(p[136 + 4 * i + k])
+        row = [BOOK2_S[int(p[8 + at + j]) | (high >> 2 * j & 3) << 8] * signs(p[168 + at + j], 8) for j in range(4)]
+        rows.append(0.125 * odd_nibbles(p[296 + 4 * i + k]) * np.concatenate(row))
+    return halves(p, 0, 4) * np.array(rows)
+
+
+def iq3_s_r4(p: Block, i: int) -> np.ndarray:
+    y = np.empty((4, 32))
+    for k in range(4):
+        at = 4 * i + k
+        for g in range(8):
+            # Groups 0 to 3 at every second place, then 4 to 7 between them.
+            q = int(p[8 + 32 * i + k + 8 * (g % 4) + 4 * (g // 4)]) | bit(p[264 + at], g) << 8
+            mask = [bit(p[296 + 16 * i + 4 * k + j], g) for j in range(4)]
+            y[k, 4 * g : 4 * g + 4] = BOOK3_S[q] * np.where(mask, -1, 1)
+        y[k] *= 2 * nib(p[424 + at % 16], at // 16) + 1
+    return halves(p, 0, 4) * y
+
+
+def iq1_s_r4(p: Block) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        high = u16(p, 16 + 2 * k)
+        shift = -0.125 if high & 0x8000 else 0.125
+        row = [BOOK1[int(p[4 * j + k]) | (high >> 3 * j & 7) << 8] + shift for j in range(4)]
+        rows.append((2 * (high >> 12 & 7) + 1) * np.concatenate(row))
+    return np.array(rows)
+
+
+def iq1_m_r4(p: Block) -> np.ndarray:
+    rows = []
+    for k in range(4):
+        row = []
+        for j in range(4):
+            high = nib(p[16 + 4 * (j // 2) + k], j % 2)
+            shift = -0.125 if high & 8 else 0.125
+            row.append(nib(p[24 + k], j // 2) * (BOOK1[int(p[4 * j + k]) | (high & 7) << 8] + shift))
+        rows.append(np.concatenate(row))
+    return np.array(rows)
+
+
 GROUPS: dict[str, Decoder] = {
     "Q4_0_R8": q4_0_r8,
     "Q5_0_R4": q5_0_r4,
@@ -522,6 +664,13 @@ GROUPS: dict[str, Decoder] = {
     "Q8_K_R16": q8_k_r16,
     "Q8_KV_R8": q8_kv_r8,
     "Q8_K_R8": q8_k_r8,
+    "IQ2_XXS_R4": by_blocks(iq2_xxs_r4),
+    "IQ2_XS_R4": by_blocks(iq2_xs_r4),
+    "IQ2_S_R4": by_blocks(iq2_s_r4),
+    "IQ3_XXS_R4": by_blocks(iq3_xxs_r4),
+    "IQ3_S_R4": by_blocks(iq3_s_r4),
+    "IQ1_S_R4": iq1_s_r4,
+    "IQ1_M_R4": iq1_m_r4,
 }
 """Interleaved types but BF16_R16, whose blocks are pairs of elements."""
 
@@ -544,8 +693,20 @@ GROUP_HALVES = {
     "IQ5_K_R4": (0.001,),
     "Q8_K_R16": (0.01,),
     "Q8_K_R8": (0.01,),
+    "IQ2_XXS_R4": (0.02,),
+    "IQ2_XS_R4": (0.02,),
+    "IQ2_S_R4": (0.02,),
+    "IQ3_XXS_R4": (0.01,),
+    "IQ3_S_R4": (0.01,),
 }
-GROUP_HEADER = {"IQ2_BN_R4": 1.0, "IQ4_KS_R4": 3e-4, "IQ5_KS_R4": 3e-4, "Q8_KV_R8": 0.01}
+GROUP_HEADER = {
+    "IQ2_BN_R4": 1.0,
+    "IQ4_KS_R4": 3e-4,
+    "IQ5_KS_R4": 3e-4,
+    "Q8_KV_R8": 0.01,
+    "IQ1_S_R4": 0.1,
+    "IQ1_M_R4": 0.1,
+}
 
 
 def random_groups(name: str, rng: np.random.Generator, n_rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -562,7 +723,8 @@ def random_groups(name: str, rng: np.random.Generator, n_rows: int, k: int) -> t
     for data in raw:
         factor = np.ones((group, 1))
         if spec.row_meta:
-            header = (GROUP_HEADER[name] * rng.uniform(0.5, 1.5, group)).astype(np.float32)
+            kind = np.float16 if spec.row_meta == 2 else np.float32
+            header = (GROUP_HEADER[name] * rng.uniform(0.5, 1.5, group)).astype(kind)
             data[: header.nbytes] = header.view(np.uint8)
             factor = header.astype(float).reshape(group, 1)
         blocks = data[group * spec.row_meta :].reshape(-1, group * spec.bytes)

@@ -54,24 +54,62 @@ def test_rows_to_f32(bench: Bench, rng: np.random.Generator, name: str) -> None:
         check(bench.read(copy).reshape(5, k), values[:5], "f32")
 
 
-@pytest.mark.parametrize("n_columns", [1, 3, 6, 37])
+def activations(name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return columns; for types whose products of large neighbours saturate, ones that do not.
+
+    Those are small multiples of one step, and one large element in each block of 256, so that its grid is that of the
+    multiples. Its neighbour in the pair is zero.
+    """
+    if name not in ik_types.SATURATING:
+        return rng.standard_normal(shape).astype(np.float32)
+    steps = rng.integers(-63, 64, (*shape[:-1], shape[-1] // 256, 128, 2))
+    steps[..., 40, :] = [127, 0]
+    return (steps.reshape(shape) / 50).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_columns", [1, 3, 6, 31, 37])
 @pytest.mark.parametrize("name", ik_types.ROWS)
 def test_product(bench: Bench, rng: np.random.Generator, name: str, n_columns: int) -> None:
     for k in widths(name):
         raw, values = contents(name, 39, k)
-        x = rng.standard_normal((n_columns, k)).astype(np.float32)
+        x = activations(name, rng, (n_columns, k))
         node = bench.node(
             "MUL_MAT", "F32", (n_columns, 39), [bench.put_raw(name, (39, k), raw.tobytes()), bench.put(x)]
         )
         bench.run(node)
-        check(bench.read(node).reshape(n_columns, 39), x.astype(np.float64) @ values.T, "product_quant")
+        expected = x.astype(np.float64) @ values.T * ik_types.PRODUCT.get(name, 1)
+        check(bench.read(node).reshape(n_columns, 39), expected, "product_quant")
+
+
+@pytest.mark.parametrize("n_columns", [1, 5, 31, 32])
+@pytest.mark.parametrize("name", ik_types.SATURATING)
+def test_large_neighbours_saturate(bench: Bench, name: str, n_columns: int) -> None:
+    """With the largest activations beside each other, as in stock's kernels: only for few columns."""
+    rng = np.random.default_rng(7)
+    raw, values = contents(name, 39, 256)
+    steps = rng.integers(90, 128, (n_columns, 256)) * rng.choice([-1, 1], (n_columns, 1))
+    steps[:, 0] = 127
+    table = bench.put_raw(name, (39, 256), raw.tobytes())
+    node = bench.node("MUL_MAT", "F32", (n_columns, 39), [table, bench.put((steps / 127).astype(np.float32))])
+    bench.run(node)
+    if n_columns < ik_types.SATURATED_COLUMNS:
+        expected = np.empty((n_columns, 39))
+        for r in range(39):
+            scale, code, move = ik_types.parts(name, raw[r])
+            pairs = ((code + 128) * steps).reshape(n_columns, 128, 2).sum(axis=2)
+            assert np.abs(pairs).max() > 32767
+            clipped = np.clip(pairs, -32768, 32767).repeat(2, axis=1) / 2
+            expected[:, r] = np.sum(scale * (clipped + (move - 128) * steps), axis=1) / 127
+    else:
+        expected = steps / 127 @ values.T
+    check(bench.read(node).reshape(n_columns, 39), expected, "product_quant")
 
 
 @pytest.mark.parametrize("n_columns", [1, 6, 37])
 @pytest.mark.parametrize("name", INTERLEAVED)
 def test_interleaved_product(bench: Bench, rng: np.random.Generator, name: str, n_columns: int) -> None:
     """Enough rows for a last block that is not full, whatever the sizes of groups and panels."""
-    for k in widths(name) if name != "BF16_R16" else [32, 544]:
+    for k in widths(name) if name != "BF16_R16" else [34, 546]:
         raw, values = contents(name, 48, k)
         x = rng.standard_normal((n_columns, k)).astype(np.float32)
         node = bench.node(
@@ -85,12 +123,13 @@ def test_interleaved_product(bench: Bench, rng: np.random.Generator, name: str, 
 @pytest.mark.parametrize("name", ["IQ4_KS", "IQ2_KT", "Q8_KV", "IQ4_K_R4", "Q8_KV_R8", "Q8_K_R16"])
 def test_experts(bench: Bench, rng: np.random.Generator, name: str, n_tokens: int) -> None:
     raw, values = contents(name, 4 * 32, 256)
-    x = rng.standard_normal((n_tokens, 1, 256)).astype(np.float32)
+    x = activations(name, rng, (n_tokens, 1, 256))
     ids = np.stack([rng.permutation(4)[:2] for _ in range(n_tokens)]).astype(np.int32)
     weights = bench.put_raw(name, (4, 32, 256), raw.tobytes())
     node = bench.node("MUL_MAT_ID", "F32", (n_tokens, 2, 32), [weights, bench.put(x), bench.put(ids)])
     bench.run(node)
     expected = np.einsum("tumk,tk->tum", values.reshape(4, 32, 256)[ids], x[:, 0].astype(np.float64))
+    expected *= ik_types.PRODUCT.get(name, 1)
     check(bench.read(node).reshape(n_tokens, 2, 32), expected, "product_quant")
 
 
@@ -123,7 +162,7 @@ def test_part_of_a_row_with_header(bench: Bench, rng: np.random.Generator, name:
     raw, values = ik_types.random_rows(name, rng, 8, 768)
     table = bench.put_raw(name, (8, 768), raw.tobytes())
     part = bench.view(table, name, (8, 512), (TYPE_BY_NAME[name].row_bytes(768), TYPE_BY_NAME[name].bytes))
-    x = rng.standard_normal((2, 512)).astype(np.float32)
+    x = activations(name, rng, (2, 512))
     product = bench.node("MUL_MAT", "F32", (2, 8), [part, bench.put(x)])
     copy = bench.node("CPY", "F32", (8, 512), [part])
     copy.src.append(copy)
@@ -132,7 +171,64 @@ def test_part_of_a_row_with_header(bench: Bench, rng: np.random.Generator, name:
     check(bench.read(copy).reshape(8, 512), values[:, :512], "f32")
 
 
+def silu(x: np.ndarray) -> np.ndarray:
+    y: np.ndarray = x / (1 + np.exp(-x))
+    return y
+
+
+@pytest.mark.parametrize("n_columns", [1, 40])
+@pytest.mark.parametrize("name", ["IQ4_KS", "IQ2_KT", "Q8_KV", "IQ4_K_R4", "IQ4_KS_R4", "Q8_K_R16", "BF16_R16"])
+def test_gated_products(bench: Bench, rng: np.random.Generator, name: str, n_columns: int) -> None:
+    """Gate and up of one type: two matrices, and (experts) halves of one whose groups must not be torn."""
+    raw, values = contents(name, 128, 256)
+    half = len(raw.tobytes()) // 2
+    x = activations(name, rng, (n_columns, 256)) / 8
+    up, gate = (bench.put_raw(name, (64, 256), data) for data in (raw.tobytes()[half:], raw.tobytes()[:half]))
+    silu_code = np.array([10, 0], np.int32).tobytes()
+    dense = bench.node("FUSED_UP_GATE", "F32", (n_columns, 64), [up, gate, bench.put(x)], silu_code)
+    both = bench.put_raw(name, (1, 128, 256), raw.tobytes())
+    ids = bench.put(np.zeros((n_columns, 1), np.int32))
+    columns = bench.put(x.reshape(n_columns, 1, 256))
+    merged = bench.node("MOE_FUSED_UP_GATE", "F32", (n_columns, 1, 64), [both, None, columns, ids], silu_code)
+    bench.run(dense, merged)
+    y = x.astype(np.float64) @ values.T * ik_types.PRODUCT.get(name, 1)
+    expected = silu(y[:, :64]) * y[:, 64:]
+    check(bench.read(dense).reshape(n_columns, 64), expected, "product_quant")
+    check(bench.read(merged).reshape(n_columns, 64), expected, "product_quant")
+
+
+def test_merged_gates_keep_groups_whole(bench: Bench) -> None:
+    both = bench.place("Q8_K_R16", (2, 48, 256))
+    x, ids = bench.put(np.zeros((1, 1, 256), np.float32)), bench.put(np.zeros((1, 1), np.int32))
+    node = bench.node(
+        "MOE_FUSED_UP_GATE", "F32", (1, 1, 24), [both, None, x, ids], np.array([10, 0], np.int32).tobytes()
+    )
+    with pytest.raises(RpcError, match="even number of rows"):
+        bench.compile([node])
+
+
 # ---- Types of caches ----
+
+
+@pytest.mark.parametrize("n_tokens", [1, 20])
+@pytest.mark.parametrize("name", ["Q8_KV", "Q6_0"])
+def test_attention_reads_the_cache(bench: Bench, rng: np.random.Generator, name: str, n_tokens: int) -> None:
+    """Keys of two heads beside each other in a position's row, each with a header of its own where the type has one."""
+    raw, keys = ik_types.random_rows(name, rng, 2 * 96, 128)
+    n = TYPE_BY_NAME[name].row_bytes(128)
+    cache = bench.put_raw(name, (192, 128), raw.tobytes())
+    k = bench.view(cache, name, (2, 96, 128), (n, 2 * n, TYPE_BY_NAME[name].bytes))
+    v = rng.standard_normal((2, 96, 128)).astype(np.float32)
+    q = rng.standard_normal((4, n_tokens, 128)).astype(np.float32)
+    scale = np.array([0.05, 0, 0], np.float32).tobytes()
+    node = bench.node("FLASH_ATTN_EXT", "F32", (n_tokens, 4, 128), [bench.put(q), k, bench.put(v), None], scale)
+    bench.run(k, node)
+    heads = keys.reshape(96, 2, 128).transpose(1, 0, 2).repeat(2, axis=0)
+    scores = np.einsum("htd,hnd->htn", q.astype(np.float64), heads) * np.float32(0.05)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    expected = np.einsum("htn,hnd->thd", weights, v.repeat(2, axis=0).astype(np.float64))
+    check(bench.read(node).reshape(n_tokens, 4, 128), expected, "f32")
 
 
 def to_q8_kv(x: np.ndarray) -> np.ndarray:
@@ -228,5 +324,9 @@ def test_interleaved_rows_come_in_whole_groups(bench: Bench, name: str) -> None:
         part = bench.view(table, name, (rows, 256), strides)
         with pytest.raises(RpcError, match="whole groups"):
             bench.compile([part, bench.node("MUL_MAT", "F32", (1, rows), [part, x])])
+    if TYPE_BY_NAME[name].block == 1:
+        odd, x255 = bench.place(name, (group, 255)), bench.put(np.zeros((1, 255), np.float32))
+        with pytest.raises(RpcError, match="whole groups"):
+            bench.compile([bench.node("MUL_MAT", "F32", (1, group), [odd, x255])])
     whole = bench.view(table, name, (2 * group, 256), (n, unit), offset=group * n)
     bench.compile([whole, bench.node("MUL_MAT", "F32", (1, 2 * group), [whole, x])])

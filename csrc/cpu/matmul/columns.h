@@ -1,6 +1,8 @@
 // How a column of activations lies in scratch: one record a column, its parts behind each other.
 //
 //   F32, F16, BF16: k floats, already rounded to the type.
+//   Q8_2_AS_F32, Q8_K_AS_F32: k floats, rounded to what the blocks of those types hold. (Q8_2: 32 elements on an even
+//                   grid whose step is a bf16; what ik_llama.cpp multiplies most small blocks with.)
 //   Q8_0, Q8_1:     k int8, then per 32 elements: the scale, -sum of the int8 (int32), and scale * sum (Q8_1's s,
 //                   rounded to half).
 //   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and sum
@@ -24,7 +26,8 @@ struct ColumnLayout {
 static inline ColumnLayout column_layout(ActFormat format, int64_t k) {
     ColumnLayout l = {};
     int64_t bytes;
-    if (format == ACT_F32 || format == ACT_F16 || format == ACT_BF16) {
+    if (format == ACT_F32 || format == ACT_F16 || format == ACT_BF16 || format == ACT_Q8_2_AS_F32 ||
+        format == ACT_Q8_K_AS_F32) {
         bytes = 4 * k;
     } else {
         const int64_t part = k / QK * 4;
@@ -59,6 +62,14 @@ static inline void round_floats(const float* x, int64_t n, float* to, bool half)
     for (; i < n; ++i) to[i] = half ? f16_to_f32(f32_to_f16(x[i])) : bf16_to_f32(f32_to_bf16(x[i]));
 }
 
+// 32 elements to nearest multiples of a step, -127 to 127 of them.
+static inline void round_to_q8_2(const float* x, float* to) {
+    const float step = bf16_to_f32(f32_to_bf16(max_magnitude(x, QK) / 127.0f));
+    const vf scale = vset(step > 0.0f ? 1.0f / step : 0.0f), top = vset(127.0f);
+    for (int i = 0; i < QK; i += VL)
+        vstore(to + i, vmax(vmin(to_float(round_to_int(vload(x + i) * scale)), top), -top) * step);
+}
+
 // A column's elements [begin, begin + n), n a multiple of the block, in its record.
 static inline void write_column(ActFormat format, const ColumnLayout& l, const float* x, int64_t begin, int64_t n,
                                 uint8_t* record) {
@@ -74,6 +85,17 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
         case ACT_F16:
         case ACT_BF16:
             round_floats(x, n, plain, format == ACT_F16);
+            return;
+        case ACT_Q8_2_AS_F32:
+            for (int64_t i = 0; i < n; i += QK) round_to_q8_2(x + i, plain + i);
+            return;
+        case ACT_Q8_K_AS_F32:
+            for (int64_t i = 0; i < n; i += QK_K) {
+                BlockQ8_K block;
+                quantize_row_q8_K(x + i, &block, QK_K);
+                const vf d = vset(block.d);
+                for (int j = 0; j < QK_K; j += VL) vstore(plain + i + j, to_float(load_i8(block.qs + j)) * d);
+            }
             return;
         case ACT_Q8_0:
         case ACT_Q8_1:

@@ -9,7 +9,7 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-constexpr int64_t FEW_DECODED = 12;       // measured: the transposition into panels pays from about so many columns on
+constexpr int64_t FEW_DECODED = 16;       // measured: panels pay from about so many columns on
 constexpr int64_t DECODED_FLOATS = 8192;  // of decoded rows: 32 KiB
 constexpr int64_t DECODED_STEP = 256;     // elements of a panel's slice: the largest block
 constexpr int64_t LARGEST_GROUP = 16;
@@ -20,7 +20,8 @@ template <int NR, int NC>
 static inline void dot_decoded(const float* rows, int64_t ld, int64_t n, const float* const* columns, float* const* out,
                                int64_t row, bool first) {
     vf acc[NR][NC] = {};
-    for (int64_t i = 0; i < n; i += VL) {  // n is a multiple of 32
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
         vf a[NC];
 #pragma GCC unroll 4
         for (int c = 0; c < NC; ++c) a[c] = vload(columns[c] + i);
@@ -33,7 +34,8 @@ static inline void dot_decoded(const float* rows, int64_t ld, int64_t n, const f
     }
     for (int c = 0; c < NC; ++c)
         for (int r = 0; r < NR; ++r) {
-            const float sum = vsum(acc[r][c]);
+            float sum = vsum(acc[r][c]);
+            for (int64_t j = i; j < n; ++j) sum += rows[r * ld + j] * columns[c][j];
             out[c][row + r] = first ? sum : out[c][row + r] + sum;
         }
 }
@@ -136,10 +138,10 @@ void many_decoded(const Product& p) {
     many_decoded_by(p, GROUP_ROWS, DECODE);
 }
 
-// For a type by its decoder and the rows of a group.
+// For a type by its decoder, the floats of its activations and the rows of a group.
 template <DecodeRows DECODE, int64_t GROUP_ROWS = 1>
-static inline bool fill_decoded(Engine* engine) {
-    *engine = {ACT_F32, FEW_DECODED, few_decoded<DECODE, GROUP_ROWS>, many_decoded<DECODE, GROUP_ROWS>, GROUP_ROWS};
+static inline bool fill_decoded(Engine* engine, ActFormat format) {
+    *engine = {format, FEW_DECODED, few_decoded<DECODE, GROUP_ROWS>, many_decoded<DECODE, GROUP_ROWS>, GROUP_ROWS};
     return true;
 }
 

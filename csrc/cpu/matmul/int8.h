@@ -86,6 +86,10 @@ static inline b32 lookup(b16 table, b32 index) {
 }
 
 #if !GGR_VNNI && !defined(__SSSE3__)
+static inline int32_t saturated_pair(const uint8_t* u, const int8_t* a) {
+    const int32_t sum = u[0] * a[0] + u[1] * a[1];
+    return sum > INT16_MAX ? INT16_MAX : sum < INT16_MIN ? INT16_MIN : sum;
+}
 // Portable: widen and multiply; four neighbours meet in one lane.
 template <int N>
 static inline void dot_portable(int32_t* acc, const uint8_t* u, const int8_t* a, bool signed_u) {
@@ -149,7 +153,8 @@ static inline iv dot(iv acc, bv u, bv a) {
 #endif
 }
 
-// acc + sums of u * a * the factor of each 16 elements, for narrow u: pairs in 16 bits, times the factors into 32. The
+// acc + sums of u * a * the factor of each 16 elements: pairs in 16 bits (saturated if u is wide), times the factors
+// into 32. The
 // register j of a group of 256, for which `factors` are the 16 of the group.
 static inline iv dot_scaled(iv acc, bv u, bv a, w16 factors, int j) {
 #if GGR_VNNI
@@ -176,9 +181,14 @@ static inline iv dot_scaled(iv acc, bv u, bv a, w16 factors, int j) {
     std::memcpy(&acc, s, 32);
     return acc;
 #else
-    const iv sums = dot32<false>(iv{}, u, a);
-    const int32_t f = factors[2 * j], g = factors[2 * j + 1];
-    return acc + sums * iv{f, f, f, f, g, g, g, g};
+    uint8_t x[BW];
+    int8_t y[BW];
+    std::memcpy(x, &u, sizeof x);
+    std::memcpy(y, &a, sizeof y);
+    for (int i = 0; i < BW / 4; ++i)
+        acc[i] += (saturated_pair(x + 4 * i, y + 4 * i) + saturated_pair(x + 4 * i + 2, y + 4 * i + 2)) *
+                  factors[2 * j + i / 4];
+    return acc;
 #endif
 }
 // Eight sums as a start of dot_scaled.

@@ -23,11 +23,11 @@ struct PieceScales {
 
 // Fours of bytes at p, p + pitch, ... as one vector.
 static inline u8x16 gather_fours(const uint8_t* p, int a, int b, int c, int d) {
-    return (u8x16)u32x4{read_as<uint32_t>(p + a), read_as<uint32_t>(p + b), read_as<uint32_t>(p + c),
+    return (u8x16)w32x4{read_as<uint32_t>(p + a), read_as<uint32_t>(p + b), read_as<uint32_t>(p + c),
                         read_as<uint32_t>(p + d)};
 }
 // The four bytes at p, four times.
-static inline u8x16 repeat_four(const uint8_t* p) { return (u8x16)(u32x4{} + read_as<uint32_t>(p)); }
+static inline u8x16 repeat_four(const uint8_t* p) { return (u8x16)(w32x4{} + read_as<uint32_t>(p)); }
 // Bits: of the first four bytes by a, of the next four by b, ...
 static inline u8x16 by_fours(uint8_t a, uint8_t b, uint8_t c, uint8_t d) {
     return u8x16{a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d};

@@ -9,7 +9,12 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-constexpr int Q6_0_BYTES = 26, Q8_KV_HEADER = 8, BN_BLOCK = 64;
+constexpr int Q6_0_BYTES = 26, BN_BLOCK = 64;
+
+struct RowQ8_KV {
+    static constexpr int HEADER = 8;  // a float, then the sum of the row's integers
+    static constexpr float PRODUCT = 1.0f;
+};
 
 // The 6-bit codes of a block of Q6_0, raised by 32. Eight bytes hold the two high bits of elements i, 16 + i, 8 + i,
 // 24 + i.
@@ -20,7 +25,7 @@ static inline void codes_of_q6_0(const uint8_t* p, u8x16* first, u8x16* second) 
     *second = q >> 4 | (h >> 2 & 3) << 4;
 }
 
-static void decode_q6_0(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
+[[maybe_unused]] static void decode_q6_0(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
     const uint8_t* p = row + begin / QK * Q6_0_BYTES;
     for (const float* end = y + n; y < end; y += QK, p += Q6_0_BYTES) {
         const vf d = vset(half_at(p));
@@ -31,27 +36,33 @@ static void decode_q6_0(const uint8_t* row, int64_t begin, int64_t n, float* y, 
     }
 }
 
-static void decode_q8_kv(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
+[[maybe_unused]] static void decode_q8_kv(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
     const vf d = vset(read_as<float>(row));
-    const uint8_t* p = row + Q8_KV_HEADER + begin;
+    const uint8_t* p = row + RowQ8_KV::HEADER + begin;
     for (int64_t i = 0; i < n; i += 16) scale_16((i8x16)load_u8x16(p + i), d, y + i);
 }
 
 // 13 bytes: a byte holds five digits of base 3 as a fraction of 256, the most significant one first. Three bytes hold
 // 15 elements, and byte 12 the sixteenth of each quarter.
-static void decode_iq1_bn(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
-    static constexpr uint8_t POWER[5] = {81, 27, 9, 3, 1};
-    const auto digit = [](uint8_t byte, int k) { return (3 * ((byte * POWER[k]) & 255)) >> 8; };
-    const float d = half_at(row);
+[[maybe_unused]] static void decode_iq1_bn(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
+    typedef uint16_t u16x16 __attribute__((vector_size(32)));
+    const vf d = vset(half_at(row));
     const uint8_t* p = row + 2 + begin / BN_BLOCK * 13;
-    for (const float* end = y + n; y < end; y += BN_BLOCK, p += 13)
+    for (const float* end = y + n; y < end; y += BN_BLOCK, p += 13) {
+        const u8x16 bytes = load_u8x16(p);
+#pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-            for (int j = 0; j < 15; ++j) y[16 * i + j] = d * (float)(digit(p[3 * i + j / 5], j % 5) - 1);
-            y[16 * i + 15] = d * (float)(digit(p[12], i) - 1);
+            static constexpr uint16_t POWER[4] = {81, 27, 9, 3};
+            const uint8_t a = (uint8_t)(3 * i), b = (uint8_t)(3 * i + 1), c = (uint8_t)(3 * i + 2);
+            const u8x16 spread = __builtin_shuffle(bytes, u8x16{a, a, a, a, a, b, b, b, b, b, c, c, c, c, c, 12});
+            const u16x16 powers = {81, 27, 9, 3, 1, 81, 27, 9, 3, 1, 81, 27, 9, 3, 1, POWER[i]};
+            const u16x16 digits = ((__builtin_convertvector(spread, u16x16) * powers & 255) * 3) >> 8;
+            scale_16((i8x16) __builtin_convertvector(digits, u8x16) - 1, d, y + 16 * i);
         }
+    }
 }
 
-static void decode_iq2_bn(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
+[[maybe_unused]] static void decode_iq2_bn(const uint8_t* row, int64_t begin, int64_t n, float* y, int64_t) {
     const vf d = vset(read_as<float>(row));
     const uint8_t* p = row + 4 + begin / BN_BLOCK * 16;
     for (const float* end = y + n; y < end; y += BN_BLOCK, p += 16) {
@@ -101,7 +112,7 @@ static void decode_iq2_bn(const uint8_t* row, int64_t begin, int64_t n, float* y
             q[j] = round_to_int(vload(x + i + j * VL) * scale);
             total += q[j];
         }
-        store_i8x32(reinterpret_cast<int8_t*>(dst + Q8_KV_HEADER + i), q);
+        store_i8x32(reinterpret_cast<int8_t*>(dst + RowQ8_KV::HEADER + i), q);
     }
     const int32_t sum = sum_lanes(total);
     std::memcpy(dst, &d, 4);

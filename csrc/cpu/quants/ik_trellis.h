@@ -31,65 +31,87 @@ static inline i8x16 trellis_16(uint32_t a, uint32_t b) {
     return trellis_values(u32x16{a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b} * trellis_powers<8>());
 }
 
-// Scales by the grid of IQ4_NL: 4 bits of each block.
-static inline void grid_scales(u8x16 nibbles, float* s) { scale_16(ik4_value(nibbles), vset(1.0f), s); }
-
-struct RowIQ1_KT {
-    static constexpr int BYTES = 56, HEADER = 4, SUB = 32;
-    static inline uint32_t start(const uint8_t* p, int g) {
-        const int b = g / 4, i = g % 4;
-        const uint32_t high = p[40 + 4 * (b % 4) + i] >> (b / 4 * 4) & 15, top = p[b] >> (4 + i) & 1;
-        return (p[8 + g] | high << 8 | top << 12) + TRELLIS_OFFSET;
-    }
-    static inline void codes(const uint8_t* p, i8x16 v[16]) {
-        for (int s = 0; s < 16; ++s) v[s] = trellis_16(start(p, 2 * s), start(p, 2 * s + 1));
-    }
-    static inline void scales(const uint8_t* p, float* s) { grid_scales(from_u64(read_as<uint64_t>(p)) & 15, s); }
-};
-
-// Of IQ2_KT and IQ3_KT: a word for 8 elements.
-static inline i8x16 trellis_of_words(const uint8_t* p, int s) {
-    const uint32_t both = read_as<uint32_t>(p + 4 + 4 * s);
-    return trellis_16((both & 0xffff) + TRELLIS_OFFSET, (both >> 16) + TRELLIS_OFFSET);
+// Sixteen starts from the low bytes of their indices and up to five bits above.
+static inline void store_starts(u8x16 low, u8x16 high, uint32_t* start) {
+    const u32x16 index = __builtin_convertvector(low, u32x16) | __builtin_convertvector(high, u32x16) << 8;
+    const u32x16 all = index + TRELLIS_OFFSET;
+    std::memcpy(start, &all, sizeof all);
 }
 
-struct RowIQ2_KT {
-    static constexpr int BYTES = 68, HEADER = 4, SUB = 32;
+struct RowIQ1_KT : RowShape<56, 4, 32, 128> {
     static inline void codes(const uint8_t* p, i8x16 v[16]) {
-        for (int s = 0; s < 16; ++s) v[s] = trellis_of_words(p, s);
+        const u8x16 scales = from_u64(read_as<uint64_t>(p)), high = load_u8x16(p + 40);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {  // 16 groups each
+            const u8x16 low = load_u8x16(p + 8 + 16 * h), nibble = h != 0 ? high >> 4 : high & 15;
+            const u8x16 of_block =
+                __builtin_shuffle(scales, u8x16{0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3} + (uint8_t)(4 * h));
+            const u8x16 bits = {16, 32, 64, 128, 16, 32, 64, 128, 16, 32, 64, 128, 16, 32, 64, 128};
+            uint32_t start[16];
+            store_starts(low, nibble | (has_bits(of_block, bits) & 16), start);
+#pragma GCC unroll 8
+            for (int s = 0; s < 8; ++s) v[8 * h + s] = trellis_16(start[2 * s], start[2 * s + 1]);
+        }
     }
-    static inline void scales(const uint8_t* p, float* s) { grid_scales(nibbles_of_4(p), s); }
+    static inline i8x16 scales(const uint8_t* p) { return ik4_value(from_u64(read_as<uint64_t>(p)) & 15); }
 };
 
-struct RowIQ3_KT {
-    static constexpr int BYTES = 100, HEADER = 4, SUB = 32;
+// IQ2_KT and IQ3_KT: a word for 8 elements.
+static inline void trellis_of_words(const uint8_t* p, i8x16 v[16]) {
+    typedef uint16_t u16x16 __attribute__((vector_size(32)));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+        uint32_t start[16];
+        const u32x16 all = __builtin_convertvector(read_as<u16x16>(p + 32 * h), u32x16) + TRELLIS_OFFSET;
+        std::memcpy(start, &all, sizeof all);
+#pragma GCC unroll 8
+        for (int s = 0; s < 8; ++s) v[8 * h + s] = trellis_16(start[2 * s], start[2 * s + 1]);
+    }
+}
+
+struct RowIQ2_KT : RowShape<68, 4, 32, 128> {
+    static constexpr float PRODUCT = 1.05f;
+    static inline void codes(const uint8_t* p, i8x16 v[16]) { trellis_of_words(p + 4, v); }
+    static inline i8x16 scales(const uint8_t* p) { return ik4_value(nibbles_of_4(p)); }
+};
+
+struct RowIQ3_KT : RowShape<100, 4, 32, 128> {
+    static constexpr float PRODUCT = 1.01f;
     static inline void codes(const uint8_t* p, i8x16 v[16]) {
+        trellis_of_words(p + 4, v);
 #pragma GCC unroll 16
         for (int s = 0; s < 16; ++s) {
-            const i8x16 x = trellis_of_words(p, s), below = x < 0;
-            const i8x16 minus = (i8x16)one_bit(p + 68, s) ^ below;  // of the magnitude of x
-            v[s] = (x ^ minus) - minus;
+            const i8x16 minus = (i8x16)one_bit(p + 68, s) ^ (v[s] < 0);  // the sign is of the magnitude
+            v[s] = (v[s] ^ minus) - minus;
         }
     }
-    static inline void scales(const uint8_t* p, float* s) { scale_16((i8x16)nibbles_of_4(p), vset(1.0f), s); }
+    static inline i8x16 scales(const uint8_t* p) { return (i8x16)nibbles_of_4(p); }
 };
 
-struct RowIQ4_KT {
-    static constexpr int BYTES = 128, HEADER = 4, SUB = 32;
-    static inline uint32_t start(const uint8_t* p, int g) {
-        const int b = g / 8, i = g % 8;
-        const uint32_t w = read_as<uint32_t>(p + 4 * b), high = p[96 + g % 32] >> (g / 32 * 4) & 15;
-        return (p[32 + g] | high << 8 | (w >> (8 + 3 * i) & 7) << 12) + TRELLIS_OFFSET + 32768 * (w & 1);
-    }
+struct RowIQ4_KT : RowShape<128, 4, 32, 128> {
     static inline void codes(const uint8_t* p, i8x16 v[16]) {
-        for (int s = 0; s < 16; ++s) {
-            const uint32_t a = start(p, 4 * s), b = start(p, 4 * s + 1), c = start(p, 4 * s + 2),
-                           d = start(p, 4 * s + 3);
-            v[s] = trellis_values(u32x16{a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d} * trellis_powers<4>());
+        const u32x16 shifts = {8, 11, 14, 17, 20, 23, 26, 29, 8, 11, 14, 17, 20, 23, 26, 29};
+#pragma GCC unroll 4
+        for (int h = 0; h < 4; ++h) {  // 16 groups each
+            const u8x16 high = load_u8x16(p + 96 + 16 * (h % 2));
+            const uint32_t a = read_as<uint32_t>(p + 8 * h), b = read_as<uint32_t>(p + 8 * h + 4);
+            const u32x16 word = {a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b};
+            uint32_t start[16];
+            store_starts(load_u8x16(p + 32 + 16 * h), h / 2 != 0 ? high >> 4 : high & 15, start);
+            const u32x16 all = read_as<u32x16>(start) + ((word >> shifts & 7) << 12) + (word & 1) * 32768;
+            std::memcpy(start, &all, sizeof all);
+#pragma GCC unroll 4
+            for (int s = 0; s < 4; ++s) {
+                const uint32_t *x = start + 4 * s, c = x[0], d = x[1], e = x[2], f = x[3];
+                v[4 * h + s] =
+                    trellis_values(u32x16{c, c, c, c, d, d, d, d, e, e, e, e, f, f, f, f} * trellis_powers<4>());
+            }
         }
     }
-    static inline void scales(const uint8_t* p, float* s) {
-        for (int b = 0; b < 8; ++b) s[b] = (float)((p[4 * b] >> 1) - 64);
+    static inline i8x16 scales(const uint8_t* p) {
+        uint64_t bytes = 0;
+        for (int b = 0; b < 8; ++b) bytes |= (uint64_t)p[4 * b] << 8 * b;
+        return (i8x16)(from_u64(bytes) >> 1) - 64;
     }
 };
 

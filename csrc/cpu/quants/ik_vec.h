@@ -1,14 +1,14 @@
 // What decoders of ik_llama.cpp's types share: its value tables, and codes and scales on their way into vectors.
 #pragma once
 
-#include "cpu/quants/vec.h"
+#include "cpu/quants/codes.h"
 
 namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
-typedef uint32_t u32x4 __attribute__((vector_size(16)));
+typedef uint32_t w32x4 __attribute__((vector_size(16)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint64_t u64x2 __attribute__((vector_size(16)));
 
@@ -38,12 +38,6 @@ static inline i8x16 ik5_value(u8x16 q, u8x16 high) {
     return lookup_32(lower, upper, q, high);
 }
 
-template <class T>
-static inline T read_as(const uint8_t* p) {
-    T v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
 static inline float half_at(const uint8_t* p) { return f16_to_f32(read_as<uint16_t>(p)); }
 
 // The nibbles of eight bytes, the low one of each first.
@@ -61,7 +55,7 @@ static inline u8x16 nibbles_of_4(const uint8_t* p) {
 // Sixteen pairs of bits as the bits 4 and 5 of sixteen bytes.
 static inline u8x16 pairs_to_top(uint32_t bits) {
     const u8x16 four =
-        __builtin_shuffle((u8x16)u32x4{bits, 0, 0, 0}, u8x16{0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3});
+        __builtin_shuffle((u8x16)w32x4{bits, 0, 0, 0}, u8x16{0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3});
     const u8x16 low = {1, 4, 16, 64, 1, 4, 16, 64, 1, 4, 16, 64, 1, 4, 16, 64};
     return (has_bits(four, low) & 16) | (has_bits(four, low + low) & 32);
 }
