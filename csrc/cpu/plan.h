@@ -26,6 +26,7 @@ struct OpTable {
 };
 
 // How activations are held in scratch for a matrix product.
+// ACT_Q8_2 takes the place of ACT_Q8_0 and ACT_Q8_1 where ik_llama.cpp's results are wanted.
 enum ActFormat : int32_t {
     ACT_F32 = 0,
     ACT_F16 = 1,
@@ -35,6 +36,7 @@ enum ActFormat : int32_t {
     ACT_Q8_K = 5,
     ACT_Q8_2_AS_F32 = 6,
     ACT_Q8_K_AS_F32 = 7,
+    ACT_Q8_2 = 8,
 };
 
 struct PlanData {

@@ -67,9 +67,13 @@ bool apply_ik_meaning(Tensor* t, Error* err) {
                 t->flags |= router ? FLAG_HEAP_SELECTED : FLAG_LATER_EQUALS_FIRST;
             }
             return true;
+        case OP_MUL_MAT:
+        case OP_FUSED_UP_GATE:
+            t->flags |= FLAG_BF16_SCALES;
+            return true;
         case OP_MUL_MAT_ID:
         case OP_MOE_FUSED_UP_GATE:
-            t->flags |= FLAG_ABSENT_ROWS_ARE_ZERO;
+            t->flags |= FLAG_ABSENT_ROWS_ARE_ZERO | FLAG_BF16_SCALES;
             return true;
         case OP_PAD:
             if (t->src[0] != nullptr) pad_to_shape(t);

@@ -334,6 +334,7 @@ enum TensorFlag : int32_t {
     FLAG_ABSENT_ROWS_ARE_ZERO = 65536,
     FLAG_LATER_EQUALS_FIRST = 131072,
     FLAG_HEAP_SELECTED = 262144,
+    FLAG_BF16_SCALES = 524288,
 };
 
 constexpr int32_t MAX_DIMS = 4;

@@ -124,6 +124,7 @@ class TensorFlag(IntFlag):
     ABSENT_ROWS_ARE_ZERO = 1 << 16  # an index out of range names a row of zeros (ik_llama.cpp), not an error
     LATER_EQUALS_FIRST = 1 << 17  # equal values are sorted by falling index (ik_llama.cpp's descending order)
     HEAP_SELECTED = 1 << 18  # the first values are those that a heap selects, equal ones too (ik_llama.cpp's router)
+    BF16_SCALES = 1 << 19  # a product's activations are quantised with scales of bf16 (ik_llama.cpp)
 
 
 class Status(IntEnum):

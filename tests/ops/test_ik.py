@@ -9,8 +9,9 @@ import pytest
 
 from ggml_rpc.errors import RpcError
 from ggml_rpc.spec import dialects
+from tests.ops import test_matmul
 from tests.ops.conftest import device
-from tests.ops.test_matmul import kind, on_grid, weights
+from tests.ops.test_matmul import kind, product, weights
 from tests.ops.test_softmax import slopes
 from tests.ops.test_unary import sigmoid
 from tests.ops.tolerances import check
@@ -29,6 +30,11 @@ ABSENT = [-1, -(2**31), 9, 2**31 - 1]
 def bench(level: str) -> Bench:
     """Return memory and a device at one level, reached by ik_llama.cpp's protocol."""
     return Bench(device(level), dialect=IK)
+
+
+def on_grid(x: np.ndarray, type_name: str) -> np.ndarray:
+    """Return activations as products here see them."""
+    return test_matmul.on_grid(x, type_name, bf16_scales=True)
 
 
 def floats(*values: float) -> bytes:
@@ -341,6 +347,31 @@ def test_hadamard_of_a_cache(bench: Bench, rng: np.random.Generator, type_name: 
     node = bench.node("HADAMARD", "F32", (7, 128), [bench.put_raw(type_name, (7, 128), data)], struct.pack("<i", 64))
     bench.run(node)
     check(bench.read(node)[0, 0], (values.reshape(-1, 64) @ walsh(64)).reshape(7, 128), "f32")
+
+
+# ---- Products ----
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q4_K"])
+@pytest.mark.parametrize("n", [1, 3, 33])
+def test_product(bench: Bench, rng: np.random.Generator, type_name: str, n: int) -> None:
+    """Activations for weights in blocks of 32 have scales of bf16, others llama.cpp's."""
+    data, values = weights(rng, type_name, (37, 512))
+    x = normal(rng, (n, 512))
+    x[0, 32:64] = 0
+    node = bench.node("MUL_MAT", "F32", (n, 37), [bench.put_raw(type_name, (37, 512), data), bench.put(x)])
+    bench.run(node)
+    check(bench.read(node), product(values, on_grid(x, type_name)), "product_f32")
+
+
+def test_product_with_each_expert(bench: Bench, rng: np.random.Generator) -> None:
+    data, values = weights(rng, "Q4_0", (3, 37, 64))
+    x, ids = normal(rng, (20, 1, 64)), rng.integers(0, 3, (20, 2), np.int32)
+    sources = [bench.put_raw("Q4_0", (3, 37, 64), data), bench.put(x), bench.put(ids)]
+    node = bench.node("MUL_MAT_ID", "F32", (20, 2, 37), sources)
+    bench.run(node)
+    expected = np.einsum("tk,tumk->tum", on_grid(x, "Q4_0")[:, 0], values[ids])
+    check(bench.read(node)[0], expected, "product_f32")
 
 
 # ---- Products with gates ----

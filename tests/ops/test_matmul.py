@@ -92,8 +92,11 @@ def product(w: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("abmk,abnk->abnm", rows, columns))
 
 
-def on_grid(x: np.ndarray, type_name: str) -> np.ndarray:
-    """Return activations as products with weights of a type see them: rounded, or quantised on the grid of the type."""
+def on_grid(x: np.ndarray, type_name: str, bf16_scales: bool = False) -> np.ndarray:
+    """Return activations as products with weights of a type see them: rounded, or quantised on the grid of the type.
+
+    With `bf16_scales` those for weights in blocks of 32 are on ik_llama.cpp's grid.
+    """
     x = np.asarray(x, np.float32)
     if type_name == "F32":
         return x.astype(np.float64)
@@ -107,6 +110,9 @@ def on_grid(x: np.ndarray, type_name: str) -> np.ndarray:
         extreme = np.take_along_axis(b, np.argmax(np.abs(b), -1)[..., None], -1)
         inverse = np.divide(np.float32(-127), extreme, out=np.zeros_like(extreme), where=extreme != 0)
         d = np.divide(np.float32(1), inverse, out=np.zeros_like(inverse), where=inverse != 0)
+    elif bf16_scales and TYPE_BY_NAME[type_name].block == 32:
+        d = bf16_to_f32(f32_to_bf16(np.abs(b).max(-1, keepdims=True) / np.float32(127)))
+        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
     else:
         largest = np.abs(b).max(-1, keepdims=True)
         inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)

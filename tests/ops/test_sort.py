@@ -61,6 +61,35 @@ def test_ties_of_ik_llama_cpp(level: str, rng: np.random.Generator, order: SortO
     np.testing.assert_array_equal(argsort(bench, x, order), expected)
 
 
+# Values, and the indices that std::partial_sort of the GNU library (g++ 12) put first.
+SELECTED = [
+    ("30123333", [4, 0]),
+    ("01230122", [3, 2]),
+    ("20320033", [6, 2]),
+    ("00332230", [6, 3, 2, 5]),
+    ("03100310", [5, 1, 6, 2]),
+    ("310201220213", [0, 11, 3, 9, 7]),
+    ("3303010023100033", [3, 1, 15, 9, 14, 0, 8, 10]),
+    ("21301330301031333133", [6, 8, 12, 14, 2, 5]),
+    ("03132111113323221333", [10, 1, 3]),
+    ("230013110", [1, 5, 0, 7, 4, 6, 3, 2]),
+    ("32200", [0]),
+]
+
+
+@pytest.mark.parametrize(("values", "first"), SELECTED, ids=[v for v, _ in SELECTED])
+def test_ties_of_a_router(level: str, values: str, first: list[int]) -> None:
+    """Behind a softmax ik_llama.cpp selects by values alone; which of equal ones it takes is its library's choice."""
+    bench = Bench(device(level), dialect=dialects.find("ik-3.5.2"))
+    x = np.array([[float(v) for v in values], [0.0] * len(values)], np.float32)
+    chances = bench.node("SOFT_MAX", "F32", x.shape, [bench.put(x)], struct.pack("<2f", 1.0, 0.0))
+    node = bench.node("ARGSORT", "I32", x.shape, [chances], struct.pack("<2i", SortOrder.DESC, len(first)))
+    bench.run(chances, node)
+    got = bench.read(node).reshape(x.shape)
+    assert got[0, : len(first)].tolist() == first
+    assert np.array_equal(np.sort(got, -1), [range(len(values))] * 2)
+
+
 @pytest.mark.parametrize("order", list(SortOrder), ids=lambda o: o.name)
 @pytest.mark.parametrize("n", [9, 60, 255, 300, 4000])
 def test_any_bits_give_a_permutation(bench: Bench, rng: np.random.Generator, order: SortOrder, n: int) -> None:

@@ -157,6 +157,7 @@ bool choose(PlanBuilder& builder, const Tensor& node, Choice* choice) {
     if (node.type != TYPE_F32 || x.type != TYPE_F32 || !find_engine(up.type, &choice->engine))
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(up.type)->name, type_traits(x.type)->name,
                                    type_traits(node.type)->name);
+    fit_activations(node, up.type, &choice->engine);
     return true;
 }
 

@@ -56,6 +56,7 @@ bool types_fit(PlanBuilder& builder, const Tensor& node, Engine* engine) {
         !find_engine(w.type, engine))
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(w.type)->name, type_traits(x.type)->name,
                                    type_traits(node.type)->name);
+    fit_activations(node, w.type, engine);
     return true;
 }
 

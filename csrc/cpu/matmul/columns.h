@@ -5,6 +5,7 @@
 //                   grid whose step is a bf16; what ik_llama.cpp multiplies most small blocks with.)
 //   Q8_0, Q8_1:     k int8, then per 32 elements: the scale, -sum of the int8 (int32), and scale * sum (Q8_1's s,
 //                   rounded to half).
+//   Q8_2:           the same with scales of bf16, and scale * sum as it is.
 //   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and sum
 //   (float),
 //                   and per 16 the sum as int16.
@@ -64,10 +65,9 @@ static inline void round_floats(const float* x, int64_t n, float* to, bool half)
 
 // 32 elements to nearest multiples of a step, -127 to 127 of them.
 static inline void round_to_q8_2(const float* x, float* to) {
-    const float step = bf16_to_f32(f32_to_bf16(max_magnitude(x, QK) / 127.0f));
-    const vf scale = vset(step > 0.0f ? 1.0f / step : 0.0f), top = vset(127.0f);
-    for (int i = 0; i < QK; i += VL)
-        vstore(to + i, vmax(vmin(to_float(round_to_int(vload(x + i) * scale)), top), -top) * step);
+    vi q[VPB];
+    const float step = quantize_32_bf16(x, q);
+    for (int i = 0; i < VPB; ++i) vstore(to + i * VL, to_float(q[i]) * step);
 }
 
 // A column's elements [begin, begin + n), n a multiple of the block, in its record.
@@ -99,14 +99,16 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
             return;
         case ACT_Q8_0:
         case ACT_Q8_1:
+        case ACT_Q8_2:
             for (int64_t b = 0; b < n / QK; ++b) {
                 vi q[VPB], total = {};
-                const float d = quantize_32(x + b * QK, q);
+                const bool bf16 = format == ACT_Q8_2;
+                const float d = bf16 ? quantize_32_bf16(x + b * QK, q) : quantize_32(x + b * QK, q);
                 store_i8x32(reinterpret_cast<int8_t*>(record + begin + b * QK), q);
                 for (int i = 0; i < VPB; ++i) total += q[i];
                 const int32_t s = sum_lanes(total);
-                scale[b0 + b] = f16_to_f32(f32_to_f16(d));
-                sum[b] = f16_to_f32(f32_to_f16(d * (float)s));
+                scale[b0 + b] = bf16 ? d : f16_to_f32(f32_to_f16(d));
+                sum[b] = bf16 ? d * (float)s : f16_to_f32(f32_to_f16(d * (float)s));
                 negative[b] = -s;
             }
             return;

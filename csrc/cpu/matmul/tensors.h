@@ -17,6 +17,13 @@ constexpr int64_t POINTERS = LOCAL_BYTES;  // in the worker's scratch: pointers 
 
 // ---- Activations ----
 
+// ik_llama.cpp multiplies weights in blocks of 32 with activations on a grid of its own. The records differ in their
+// contents only, so that the engine stays.
+[[maybe_unused]] void fit_activations(const Tensor& node, int32_t weights, Engine* engine) {
+    const bool blocks_of_32 = engine->format == ACT_Q8_0 || engine->format == ACT_Q8_1;
+    if ((node.flags & FLAG_BF16_SCALES) != 0 && blocks_of_32 && block_size(weights) == QK) engine->format = ACT_Q8_2;
+}
+
 // Items are chunks of rows of src[0]. Floor: one read of the source.
 [[maybe_unused]] bool run_activations(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     const Tensor& x = *step.src[0];

@@ -1,5 +1,6 @@
 // Quantisation of activations for products with quantised weights, on the grids that the stock CPU backend uses on x86:
 //   Q8_0, Q8_1: d = max|x| / 127 stored as half, quants = x * (127 / max|x|) to nearest even;
+//   Q8_2:       d = max|x| / 127 rounded to bf16, quants = x * (1 / d) to nearest even (ik_llama.cpp's grid);
 //   Q8_K:       iscale = -127 / (first x of largest magnitude), quants = x * iscale to nearest even, d = 1 / iscale.
 // n is a multiple of the block (32, 32, 256). Floor: one read of x; about 1.3 bytes written for 4 read.
 #pragma once
@@ -16,6 +17,14 @@ static inline float quantize_32(const float* x, vi q[VPB]) {
     const vf scale = vset(amax != 0.0f ? 127.0f / amax : 0.0f);
     for (int i = 0; i < VPB; ++i) q[i] = round_to_int(vload(x + i * VL) * scale);
     return amax / 127.0f;
+}
+
+// The same on the grid of Q8_2; returns d as it is stored.
+static inline float quantize_32_bf16(const float* x, vi q[VPB]) {
+    const float d = bf16_to_f32(f32_to_bf16(max_magnitude(x, QK) / 127.0f));
+    const vf scale = vset(d > 0.0f ? 1.0f / d : 0.0f), top = vset(127.0f);
+    for (int i = 0; i < VPB; ++i) q[i] = round_to_int(vmax(vmin(vload(x + i * VL) * scale, top), -top));
+    return d;
 }
 
 [[maybe_unused]] static inline void quantize_row_q8_0(const float* x, BlockQ8_0* y, int64_t n) {
