@@ -17,6 +17,7 @@ constexpr uint64_t BASE_LIMIT = uint64_t{1} << 62;
 // A payload buffer larger than this is given back after the message.
 constexpr size_t KEEP_PAYLOAD = size_t{1} << 20;
 // ik_llama.cpp's CPU buffers come out so much larger than asked for, and its clients take the size that they are told.
+// They also ask for 0 bytes, for a device that gets no work, and need a buffer then.
 constexpr uint64_t IK_EXTRA_BYTES = 32;
 
 }  // namespace
@@ -241,9 +242,9 @@ bool Session::reply(const void* data, uint64_t size, Error* err) {
 bool Session::done(Error* err) { return dialect_->reply[command_] == REPLY_NONE || reply(nullptr, 0, err); }
 
 bool Session::allocate(uint32_t device_index, uint64_t size, uint64_t handle, uint64_t* granted, Error* err) {
-    if (size == 0) return err->fail(Code::memory, "ALLOC_BUFFER: 0 bytes");
     const bool ik = std::any_of(tables_.begin(), tables_.end(), [](const DialectTable* t) { return t->ik_meaning; });
     if (ik && size <= BASE_LIMIT) size += IK_EXTRA_BYTES;
+    if (size == 0) return err->fail(Code::memory, "ALLOC_BUFFER: 0 bytes");
     if (buffers_.size() >= config_.max_buffers)
         return err->fail(Code::memory, "ALLOC_BUFFER: the session holds %zu buffers already", buffers_.size());
     if (size > BASE_LIMIT || next_base_ > BASE_LIMIT - size)

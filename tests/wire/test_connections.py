@@ -151,6 +151,17 @@ def test_many_short_connections(server: RunningServer, dialect: dialects.Dialect
 # ---- Memory ------------------------------------------------------------------------------------------------------
 
 
+def test_nothing_can_be_allocated_by_clients_of_ik_llama_cpp(
+    server: RunningServer, dialect: dialects.Dialect, neighbour: Neighbour
+) -> None:
+    """Its clients ask for 0 bytes where a device gets no work, and give up without a buffer; others never do."""
+    with RawClient(server.endpoint, dialect) as client:
+        handle, _ = client.alloc_raw(0)
+        assert (handle != 0) == dialect.ik_meaning
+        if handle:
+            assert client.base(handle) != 0
+
+
 @pytest.mark.parametrize("size", [(1 << 64) - 1, 1 << 63, (1 << 63) - 1, 1 << 62, 1 << 50])
 def test_absurd_allocations_are_refused_politely(
     server: RunningServer, dialect: dialects.Dialect, neighbour: Neighbour, size: int
