@@ -10,11 +10,11 @@ import pytest
 from ggml_rpc.errors import RpcError
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.types import TYPE_BY_NAME
-from tests.ops import conftest, ik_types
+from tests.ops import conftest, ik_groups, ik_types
 from tests.ops.tolerances import check
 from tests.support.device import Bench
 
-INTERLEAVED = [*ik_types.GROUPS, "BF16_R16"]
+INTERLEAVED = [*ik_groups.GROUPS, "BF16_R16"]
 WITH_HEADER = [name for name in ik_types.ROWS if TYPE_BY_NAME[name].row_meta]
 
 
@@ -29,7 +29,7 @@ def bench(level: str) -> Bench:
 @cache
 def contents(name: str, n_rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return bytes and values of a matrix; the same for all tests, since oracles go element by element."""
-    random = ik_types.random_groups if TYPE_BY_NAME[name].row_group > 1 else ik_types.random_rows
+    random = ik_groups.random_groups if TYPE_BY_NAME[name].row_group > 1 else ik_types.random_rows
     return random(name, np.random.default_rng([*name.encode(), k]), n_rows, k)
 
 
