@@ -41,7 +41,7 @@ class Bench:
     size : int
         Bytes for all tensors of the test.
     dialect : Dialect
-        How graphs reach the device. Values of enumerations in `params` are this dialect's.
+        How graphs reach the device. Values of enumerations in `params` are internal ids.
     """
 
     def __init__(self, device: NativeDevice, size: int = 16 << 20, dialect: Dialect = LLAMA_8_0) -> None:
