@@ -9,6 +9,7 @@ import pytest
 
 from ggml_rpc.errors import RpcError
 from ggml_rpc.spec import dialects
+from ggml_rpc.spec.enums import UnaryKind
 from tests.ops import test_matmul
 from tests.ops.conftest import device
 from tests.ops.test_matmul import kind, product, weights
@@ -19,7 +20,8 @@ from tests.support.device import NUMPY_TYPES, Bench, bf16_to_f32, f32_to_bf16
 from tests.support.wiretensor import Tensor
 
 IK = dialects.find("ik-3.5.2")
-RELU, SIGMOID, SILU, SWIGLU, SWIGLU_OAI, GELU, SQRT_SOFTPLUS = 6, 7, 10, 13, 14, 15, 18  # on this dialect's wire
+RELU, SIGMOID, SILU, GELU = UnaryKind.RELU, UnaryKind.SIGMOID, UnaryKind.SILU, UnaryKind.GELU
+SWIGLU, SWIGLU_OAI, SQRT_SOFTPLUS = UnaryKind.SWIGLU, UnaryKind.SWIGLU_OAI, UnaryKind.SQRT_SOFTPLUS
 LENGTHS = [1, 15, 17, 33, 97]
 
 # An index outside leaves a row of zeros.
