@@ -12,7 +12,8 @@ namespace {
 // State rows or columns of a work item: few enough to stay in the first-level cache from token to token, enough to
 // share the loading of the token's vectors.
 constexpr int64_t STATE_BLOCK = 16;
-constexpr int STATE_VECTORS = 32 / VL;  // columns that are updated at a time where channels lie side by side
+// Columns that are updated at a time where channels lie side by side: as many sums as hide a fused operation's latency.
+constexpr int STATE_VECTORS = VL == 4 ? 8 : 4;
 
 inline int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
