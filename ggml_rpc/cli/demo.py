@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,10 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         start = time.perf_counter()
         complete = show(events(client), args.prompt, out)
         status = client.wait()
+        if status == -signal.SIGINT:
+            # A terminal interrupts all processes of the demonstration; this one may have been where Python drops the
+            # exception (a finaliser).
+            raise KeyboardInterrupt
         for number, server in enumerate(servers, 1):
             if not server.running():
                 print(f"server {number} ended early:\n{server.output()[-2000:]}", file=sys.stderr)
