@@ -113,7 +113,6 @@ cdef extern from "wire/dialect.h" namespace "ggr" nogil:
         bint compute_flag
         bint cache_by_flag
         bint graph_status
-        bint keeps_graph
         bint kv_bound
         bint set_rows_by_view
         bint ik_meaning

@@ -61,9 +61,6 @@ class Session {
     // Of HELLO: the tables that the client may speak, at least one. What it sends narrows them down. `report`: come
     // back with first_command once.
     void choose(std::vector<const DialectTable*> tables, bool report);
-    // How many tables are left, and the first of them.
-    size_t n_tables() const { return tables_.size(); }
-    const DialectTable* table() const { return dialect_; }
 
     // ---- of the event that serve() returned ----
     int32_t command() const { return command_; }

@@ -98,7 +98,6 @@ struct DialectTable {
     bool compute_flag;      // nodes without FLAG_COMPUTE are skipped
     bool cache_by_flag;     // SET_TENSOR is cached when its flag says so, not by size
     bool graph_status;      // GRAPH_COMPUTE is answered by one byte when the graph has run
-    bool keeps_graph;       // GRAPH_RECOMPUTE exists
     bool kv_bound;          // FLASH_ATTN_EXT's word 4 bounds the used cache
     bool set_rows_by_view;  // SET_ROWS may name its target by view_src alone
     bool ik_meaning;        // parameters as ik_llama.cpp means them (graph/ik.cpp)

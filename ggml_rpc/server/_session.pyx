@@ -49,8 +49,6 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         NativeSession(Transport, SessionConfig)
         NativeEvent serve(Error *)
         void choose(vector[const DialectTable *], cbool)
-        size_t n_tables()
-        const DialectTable *table()
         int32_t command()
         const vector[uint8_t] &payload()
         uint32_t device_index()
@@ -197,12 +195,6 @@ cdef class Session:
         for codec in self.codecs:
             tables.push_back(&codec.table)
         self.open().choose(tables, report)
-
-    @property
-    def tables(self) -> tuple[int, str]:
-        """How many tables the client may still speak, and the name of the first."""
-        cdef NativeSession *native = self.open()
-        return native.n_tables(), (<const char *> native.table().name).decode()
 
     @property
     def command(self) -> Command:

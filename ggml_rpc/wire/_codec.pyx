@@ -110,7 +110,6 @@ cdef class Codec:
         t.recompute_device = _NONE
         t.recompute_uid = _NONE
         t.recompute_offsets = _NONE
-        t.keeps_graph = Command.GRAPH_RECOMPUTE in dialect.commands
         if Command.GRAPH_RECOMPUTE in dialect.commands:
             recompute = dialect.request_fields(Command.GRAPH_RECOMPUTE)
             t.recompute_device = _offset(recompute, "device")
