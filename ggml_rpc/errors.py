@@ -47,6 +47,14 @@ class ConnectionLost(RpcError):
     """Report a connection that the peer or the network ended."""
 
 
+class ServerRefused(RpcError):
+    """Report a server that closed the connection in answer to a request, as servers do when a check fails."""
+
+
+class VersionMismatch(RpcError):
+    """Report a server whose protocol is not known, or a peer that does not speak the protocol at all."""
+
+
 # By the numbers of `enum class Code` in csrc/core/status.h.
 _BY_CODE: dict[int, type[RpcError]] = {
     1: ConnectionLost,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import struct
+import time
 
 BACKLOG = 128
 
@@ -33,6 +35,45 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def connect(host: str, port: int, timeout: float) -> socket.socket:
+    """Return a connected, configured socket; all addresses of a name are tried in turn.
+
+    Parameters
+    ----------
+    host : str
+        Name or address, IPv4 or IPv6 (without brackets).
+    port : int
+        1 to 65535.
+    timeout : float
+        Seconds for all addresses together. How long a name may take to resolve is the resolver's to say.
+
+    Raises
+    ------
+    TimeoutError
+        If no address answered in time.
+    OSError
+        If the name is not known or all addresses refuse; `strerror` is the reason of the last one.
+    """
+    deadline = time.monotonic() + timeout
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure = OSError(0, "the name has no address")
+    for i, (family, kind, protocol, _, address) in enumerate(addresses):
+        # An address that never answers must leave time for those after it.
+        share = (deadline - time.monotonic()) / (len(addresses) - i)
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(family, kind, protocol))
+            sock.settimeout(max(share, 1e-3))
+            try:
+                sock.connect(address)
+            except OSError as e:
+                failure = e
+                continue
+            configure(sock)
+            undo.pop_all()
+            return sock
+    raise failure
+
+
 def configure(sock: socket.socket) -> None:
     """Prepare a connected socket: no delay, keep-alive."""
     sock.setblocking(True)
@@ -51,6 +92,40 @@ def set_stall_time(sock: socket.socket, seconds: float) -> None:
 def format_endpoint(host: str, port: int) -> str:
     """Return `host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_endpoint(endpoint: str, default_port: int) -> tuple[str, int]:
+    """Split `host:port`, `host`, `[v6]:port` or `[v6]`; the host comes without brackets.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these; the message names the endpoint and what is wrong.
+    """
+
+    def wrong(why: str) -> ValueError:
+        return ValueError(f"endpoint {endpoint!r}: {why}; write host:port, as in 192.168.1.2:50052 or [::1]:50052")
+
+    if endpoint.startswith("["):
+        host, bracket, rest = endpoint[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise wrong("the brackets do not fit")
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise wrong(f"{host!r} is no IPv6 address") from None
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = endpoint.partition(":")
+        if ":" in port:
+            raise wrong("an IPv6 address stands in brackets")
+    if not host or any(c.isspace() for c in host) or "/" in host:
+        raise wrong("no host" if not host else f"{host!r} is no host")
+    if not colon:
+        return host, default_port
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise wrong(f"{port!r} is no port")
+    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:
