@@ -55,6 +55,10 @@ class VersionMismatch(RpcError):
     """Report a server whose protocol is not known, or a peer that does not speak the protocol at all."""
 
 
+class ModelError(RpcError):
+    """Report a model file that cannot be used."""
+
+
 # By the numbers of `enum class Code` in csrc/core/status.h.
 _BY_CODE: dict[int, type[RpcError]] = {
     1: ConnectionLost,

@@ -1,0 +1,1 @@
+"""Language models over local and remote devices."""
