@@ -1,5 +1,7 @@
 """Read a model from GGUF files: values by key, tensors as views of the mapped file.
 
+A model is opened, its settings are read and its tensors taken by name::
+
     with GgufFile.open("model.gguf") as model:
         n_layer = model.get_int("{arch}.block_count", minimum=1, maximum=1024)
         n_embd = model.get_int("{arch}.embedding_length", minimum=1)
@@ -212,7 +214,7 @@ class GgufFile(GgufValues):
     def optional(self, name: str, shape: tuple[int, ...]) -> GgufTensor | None:
         """Return a tensor of the given shape, or None if the file has none of that name; see `require`."""
         tensor = self.tensors.get(name)
-        if tensor is not None and (*shape[::-1], 1, 1, 1, 1)[:4] != tensor.ne:
+        if tensor is not None and shape[::-1] + (1,) * (4 - len(shape)) != tensor.ne:
             raise ModelError(
                 f"{tensor.path}: tensor {name!r} has shape {tensor.shape}, but the file's own settings ask for {shape}"
             )

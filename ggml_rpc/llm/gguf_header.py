@@ -267,7 +267,7 @@ class _Parser:
 
     def _cut_off(self, what: str) -> ModelError:
         if self._end < self._size:
-            return self._damaged(f"a header of more than {MAX_HEADER:,} bytes")
+            return self._damaged(f"more than {MAX_HEADER:,} bytes")
         return self._error(self._missing(f"{what}, from byte {self._at:,} on, would end beyond that"))
 
     def _missing(self, what: str) -> str:
