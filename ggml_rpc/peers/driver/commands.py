@@ -226,7 +226,7 @@ def add_commands(commands: Any) -> None:
                 "--no-repack", dest="repack", action="store_false", help="plain weights on the local CPU"
             )
             parser.add_argument("--n-ctx", type=int, default=512)
-            parser.add_argument("--cache-type", choices=("f16", "bf16", "q8_0", "q4_0"), default="f16")
+            parser.add_argument("--cache-type", choices=("f32", "f16", "bf16", "q8_0", "q4_0"), default="f16")
         if action is not tokenize and action is not compare:
             parser.add_argument("--flash", choices=("auto", "on", "off"), default="auto")
         return parser

@@ -16,7 +16,7 @@ from llama_cpp_py_sync.rpc import rpc_devices
 from numpy.typing import NDArray
 
 FLASH = {"auto": -1, "off": 0, "on": 1}
-CACHE_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
+CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 ALL_LAYERS = 999
 _LAYER = re.compile(r"load_tensors: layer\s+(\d+) assigned to device (.+?), is_swa")
 
