@@ -54,7 +54,7 @@ cdef class Place:
         Bytes.
     """
 
-    def __cinit__(self, uint64_t handle, uint64_t base, uint64_t size, *args, **kwargs):
+    def __init__(self, uint64_t handle, uint64_t base, uint64_t size):
         memset(<void *> &self.wire, 0, sizeof(Buffer))
         self.wire.handle = handle
         self.wire.base = base
