@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ggml_rpc.errors import ComputeError, DeviceError, OutOfMemory, ProtocolError
+from ggml_rpc.errors import ComputeError, DeviceError, OutOfMemory, ProtocolError, ServerRefused
 from ggml_rpc.graph._encoder import Encoder
 from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.spec.commands import Command
@@ -24,6 +24,7 @@ from ggml_rpc.wire._hash import fnv1a_64
 
 from .connection import Connection, Pending
 from .device import Buffer, BytesLike, Device, DevicePlan, byte_view
+from .probe import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,16 +57,23 @@ class Server:
         In the server's order.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, probe: bool = True) -> None:
         self.connection = connection
         self.endpoint = connection.endpoint
-        self.dialect: Dialect = connection.dialect
-        self.encoder = Encoder(connection.candidates)
+        self.dialect = connection.dialect
         # Handles of buffers whose last reference went: freed when the server is next asked for something, since the
         # collector may come in the midst of a message.
         self._dead: deque[int] = deque()
         self._statuses: deque[Pending] = deque()
-        self.devices = tuple(RemoteDevice(self, number) for number in range(self._count()))
+        self._n_devices = self._count()
+        self._use(connection.candidates)
+        if probe and len(connection.candidates) > 1:
+            self._use(narrow(self.devices[0], connection.candidates))
+
+    def _use(self, tables: Sequence[Dialect]) -> None:
+        self.dialect = tables[0]
+        self.encoder = Encoder(tables)
+        self.devices = tuple(RemoteDevice(self, number) for number in range(self._n_devices))
 
     def _count(self) -> int:
         if not self.dialect.has_devices:
@@ -289,6 +297,13 @@ class RemoteDevice(Device):
         self.server.free_dead()
         return RemotePlan(self, nodes)
 
+    def run_encoded(self, payload: bytes | bytearray) -> None:
+        """Run a GRAPH_COMPUTE payload."""
+        if self._dialect.graph_status_reply:
+            self.server.note_status(self._connection.call(Command.GRAPH_COMPUTE, memoryview(payload)))
+        else:
+            self._connection.send(Command.GRAPH_COMPUTE, memoryview(payload))
+
     def drop_plans(self) -> None:
         """Send graphs anew from now on: the server may have forgotten them."""
         self.graphs.forget()
@@ -367,10 +382,7 @@ class RemotePlan(DevicePlan):
             uid = graphs.add(self)
             if self._uid_at is not None:
                 _U64.pack_into(self._payload, self._uid_at, uid)
-            if device._dialect.graph_status_reply:
-                device.server.note_status(connection.call(Command.GRAPH_COMPUTE, memoryview(self._payload)))
-            else:
-                connection.send(Command.GRAPH_COMPUTE, memoryview(self._payload))
+            device.run_encoded(self._payload)
 
 
 def connect(
@@ -396,9 +408,19 @@ def connect(
     VersionMismatch
         If it speaks no protocol that is known here.
     """
+    try:
+        return _open(endpoint, dialect, timeout, connect_timeout, probe=True)
+    except ServerRefused:
+        # A strict server may refuse a probe: go on with all the tables that its number stands for.
+        return _open(endpoint, dialect, timeout, connect_timeout, probe=False)
+
+
+def _open(
+    endpoint: str, dialect: Dialect | str | None, timeout: float, connect_timeout: float, *, probe: bool
+) -> Server:
     connection = Connection(endpoint, dialect=dialect, timeout=timeout, connect_timeout=connect_timeout)
     try:
-        return Server(connection)
+        return Server(connection, probe=probe)
     except BaseException:
         connection.close()
         raise
