@@ -49,7 +49,9 @@ uint32_t steering_sources(int32_t op) {
     }
 }
 
+// A program checks its nodes before it gives them places; a parsed node that is not empty always has one.
 bool ranges_meet(const Tensor& a, const Tensor& b) {
+    if (a.data == nullptr || b.data == nullptr) return false;
     const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
     return a0 < b0 + static_cast<uintptr_t>(extent_bytes(b)) && b0 < a0 + static_cast<uintptr_t>(extent_bytes(a));
 }

@@ -125,7 +125,11 @@ bool multi_add(const Tensor& node, Error* err) {
     REQUIRE(work_fits(n_elements(node), n), "the sums must not take more than 2^50 operations");
     if (is_empty(node)) return true;
     const Tensor& base = x.view_src != nullptr ? *x.view_src : x;
-    const int64_t room = base.data != nullptr ? extent_bytes(base) - (x.data - base.data) : 0;
+    // A program's tensors may have no places yet: then the view says where it begins.
+    const bool placed = base.data != nullptr && x.data != nullptr;
+    const int64_t unplaced_room =
+        x.data != nullptr ? 0 : extent_bytes(base) - (&base != &x ? static_cast<int64_t>(x.view_offs) : 0);
+    const int64_t room = placed ? extent_bytes(base) - (x.data - base.data) : unplaced_room;
     REQUIRE((x.ne[1] - 1) * x.nb[1] + n * x.ne[0] * 4 <= room, "all rows must lie in the tensor that the source views");
     return true;
 }

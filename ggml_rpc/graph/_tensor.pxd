@@ -29,7 +29,7 @@ cdef class Place:
 
 cdef class Tensor:
     cdef CTensor t
-    cdef int n_dims
+    cdef readonly int n_dims
     cdef readonly tuple src
     cdef readonly Tensor view_src
     cdef readonly Place place

@@ -13,6 +13,8 @@ class Place:
 class Tensor:
     device: Any
     @property
+    def n_dims(self) -> int: ...
+    @property
     def src(self) -> tuple[Tensor | None, ...]: ...
     @property
     def view_src(self) -> Tensor | None: ...
@@ -26,11 +28,12 @@ class Tensor:
         nb: Sequence[int] | None = None,
         op: str | int = "NONE",
         src: Sequence[Tensor | None] = (),
-        params: Sequence[int] | None = None,
+        params: Sequence[int] | bytes | None = None,
         view_src: Tensor | None = None,
         view_offs: int = 0,
         flags: int = 0,
         name: str = "",
+        n_dims: int = 0,
     ) -> None: ...
     def put(self, place: Place, offset: int) -> Tensor: ...
     def check(self) -> None: ...

@@ -28,6 +28,7 @@ cdef extern from "graph/graph.h" namespace "ggr" nogil:
 _ids = itertools.count(1)
 
 cdef int64_t _LIMIT = (<int64_t> 1) << 62
+cdef int _CPY = OP_BY_NAME["CPY"].id
 
 
 def _type_id(kind):
@@ -86,13 +87,15 @@ cdef class Tensor:
     ne : sequence of int
         Elements per dimension in ggml's order, dimension 0 fastest; at most 4.
     nb : sequence of int, optional
-        Byte strides; without gaps if left out.
+        Byte strides; without gaps if left out. Those of dimensions of one element are set to what they would be
+        without a gap.
     op : str or int
         The op that makes it; `"NONE"` for a leaf.
     src : sequence of Tensor or None
-        Sources by slot.
-    params : sequence of int, optional
-        The parameter words, values of enumerations by their internal ids; missing words are 0.
+        Sources by slot. A CPY of one source is a cast: it names itself as the second, which `src` does not show.
+    params : sequence of int or bytes, optional
+        The parameter words (as bytes: little-endian), values of enumerations by their internal ids; missing words
+        are 0.
     view_src : Tensor, optional
         The tensor whose memory this one shares. A view of a view refers to the root.
     view_offs : int
@@ -101,16 +104,20 @@ cdef class Tensor:
         Bits of `TensorFlag`.
     name : str
         For people, at most 63 bytes of UTF-8; longer ones are cut.
+    n_dims : int, optional
+        Dimensions that `shape` shows: as many as `ne` has entries if left out, never fewer than have more than one
+        element.
 
     Raises
     ------
     GraphError
-        If the type or the op is not known, a row is no whole number of blocks, or a view leaves its root.
+        If the type or the op is not known, a row is no whole number of blocks, strides cut elements or blocks, or a
+        view leaves its root.
     """
 
     def __init__(
         self, type, ne, *, nb=None, op="NONE", src=(), params=None, view_src=None, uint64_t view_offs=0, int flags=0,
-        name="",
+        name="", int n_dims=0,
     ):
         cdef int i
         cdef int64_t n, stride
@@ -132,6 +139,9 @@ cdef class Tensor:
                 raise GraphError(f"tensor {name!r}: dimension {i} is negative ({n})")
             self.t.ne[i] = n
             extent *= max(n, 1)
+        if n_dims > 0:
+            while self.n_dims > n_dims and self.t.ne[self.n_dims - 1] == 1:
+                self.n_dims -= 1
         if extent >= _LIMIT:
             raise GraphError(f"tensor {name!r}: {list(ne)} elements of {spec.name} are more than 2^62 bytes")
         if self.t.ne[0] % spec.block:
@@ -148,8 +158,22 @@ cdef class Tensor:
         else:
             if len(nb) != 4 or min(nb) < 0 or max(nb) >= _LIMIT:
                 raise GraphError(f"tensor {name!r}: strides {list(nb)}: four numbers of bytes are needed")
+            stride = spec.bytes
             for i in range(4):
                 self.t.nb[i] = nb[i]
+                n = self.t.ne[i] // (spec.block if i == 0 else 1)
+                if n <= 1:
+                    # Never stepped along; peers that test for gaps pass over it or expect this value.
+                    self.t.nb[i] = stride
+                elif (self.t.nb[i] % spec.bytes if spec.block == 1 else i == 0 and self.t.nb[0] != spec.bytes):
+                    raise GraphError(
+                        f"tensor {name!r}: stride {i} is {self.t.nb[i]} bytes; "
+                        + (f"elements of {spec.name} take {spec.bytes}" if spec.block == 1 else
+                           f"blocks of {spec.name} ({spec.bytes} bytes) must stay adjacent")
+                    )
+                stride = self.t.nb[i] * max(n, 1) + (spec.row_meta if i == 0 else 0)
+                if stride >= _LIMIT:
+                    raise GraphError(f"tensor {name!r}: strides {list(nb)} reach further than 2^62 bytes")
         op_spec = OP_BY_NAME.get(op) if isinstance(op, str) else OP_BY_ID.get(op)
         if op_spec is None:
             raise GraphError(f"tensor {name!r}: unknown op {op!r}")
@@ -161,7 +185,14 @@ cdef class Tensor:
             if s is not None:
                 self.t.src[i] = &s.t
                 self.t.n_src = i + 1
-        if params is not None:
+        if self.t.op == _CPY and self.t.n_src == 1:
+            self.t.src[1] = &self.t
+            self.t.n_src = 2
+        if isinstance(params, bytes):
+            if len(params) > sizeof(self.t.params):
+                raise GraphError(f"tensor {name!r}: {len(params)} bytes of parameters; {sizeof(self.t.params)} fit")
+            memcpy(<void *> self.t.params, <const char *> (<bytes> params), len(params))
+        elif params is not None:
             if len(params) > OP_PARAMS_WORDS:
                 raise GraphError(f"tensor {name!r}: {len(params)} parameter words; there are {OP_PARAMS_WORDS}")
             for i, word in enumerate(params):
@@ -176,6 +207,10 @@ cdef class Tensor:
             self.t.view_src = &root.t
             self.t.view_offs = view_offs
             size, room = self.nbytes, root.nbytes
+            if view_offs % spec.bytes and spec.row_meta == 0:
+                raise GraphError(
+                    f"tensor {name!r}: offset {view_offs} is no multiple of the {spec.bytes} bytes of {spec.name}"
+                )
             if view_offs > room or size > room - view_offs:
                 raise GraphError(
                     f"tensor {name!r}: a view of {size} bytes at offset {view_offs} leaves {root.name!r} ({room} bytes)"
@@ -226,7 +261,7 @@ cdef class Tensor:
         cdef int i
         spec = OP_BY_ID[self.t.op]
         for i, source in enumerate(spec.sources):
-            if not source.optional and (i >= len(self.src) or self.src[i] is None):
+            if not source.optional and self.t.src[i] == NULL:
                 raise GraphError(f"tensor {self.name!r}: op {spec.name} lacks source {i} ({source.name})")
         if self.t.n_src > len(spec.sources):
             raise GraphError(f"tensor {self.name!r}: op {spec.name} takes {len(spec.sources)} sources")
