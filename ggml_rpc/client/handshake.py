@@ -191,17 +191,22 @@ def _hello(address: _Address, lengths: tuple[int, ...]) -> tuple[_Link, Version,
 def _greet_as(address: _Address, dialect: Dialect) -> Greeting:
     """Speak the table that the caller names.
 
-    A server that finds out what its clients speak offers them another number each time they leave: so as long as the
-    numbers are new, ask again.
+    A server that finds out what its clients speak offers them another number each time they leave, so one that stock
+    clients of this table would not take (another major, a later minor) is asked again. If it insists on a later minor
+    number, the caller's word counts.
     """
+    own = dialect.announce
     seen: list[Version] = []
     while True:
         link, announced, _ = _hello(address, (dialect.hello_request,))
         with link:
-            if announced[0] == dialect.announce[0]:
+            insists = announced in seen
+            if announced[0] == own[0] and (announced[1] <= own[1] or insists):
+                if announced[1] > own[1]:
+                    log.warning("%s announces protocol %s; speaking %s", link.peer, _dotted(announced), dialect.name)
                 return Greeting(link.sock, announced, (dialect,))
             link.leave()
-        if announced in seen:
+        if insists:
             raise VersionMismatch(
                 f"{link.peer} announces protocol {_dotted(announced)}, which is no {dialect.name}; without a dialect "
                 "given, what it announces is spoken if it is known"
