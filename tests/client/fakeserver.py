@@ -14,7 +14,6 @@ from ggml_rpc.spec.commands import Command, ReplyKind
 from tests.support.rawclient import RawClient
 
 SECONDS = 20.0  # far more than any step takes; a test that hangs fails by it
-ROUTE = ("127.0.0.1", 0)
 
 
 class Peer:
