@@ -142,11 +142,11 @@ def _models() -> tuple[RandomModel, ...]:
         RandomModel("qwen3moe", "qwen3moe", n_expert=8, n_expert_used=3, metadata={"expert_feed_forward_length": 256}),
         RandomModel("gemma2", "gemma2", tied=True, n_layer=4, metadata=gemma2),
         RandomModel("gemma2-wide-heads", "gemma2", tied=True, head_dim=64, metadata=gemma2, vocab="spm"),
-        RandomModel("gemma3", "gemma3", tied=True, n_layer=7, n_head_kv=1, head_dim=64, n_head=4, metadata=gemma3),
+        RandomModel("gemma3", "gemma3", tied=True, n_layer=6, n_head_kv=1, head_dim=64, n_head=4, metadata=gemma3),
         RandomModel(
             "gemma3-linear",  # as the larger ones: the layers without a window are scaled, those with one are not
             "gemma3",
-            n_layer=7,
+            n_layer=6,
             metadata={**gemma3, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
         ),
         RandomModel(
