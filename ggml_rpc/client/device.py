@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggml_rpc.errors import DeviceError, GraphError
 from ggml_rpc.graph._tensor import Place, Tensor
+from ggml_rpc.graph.quantise import dequantise, quantise
 
 if TYPE_CHECKING:
     from ggml_rpc.graph.builder import Graph
@@ -310,8 +311,6 @@ def to_bytes(values: NDArray[Any], type: str) -> BytesLike:
     """Return an array's contents in a tensor type, rows without gaps."""
     if type in NUMPY_TYPES:
         return np.ascontiguousarray(values, NUMPY_TYPES[type])
-    from ggml_rpc.graph.quantise import quantise  # noqa: PLC0415
-
     return np.ascontiguousarray(quantise(np.asarray(values, np.float32), type))
 
 
@@ -331,7 +330,5 @@ def to_array(t: Tensor, data: BytesLike) -> NDArray[Any]:
         return array
     if not t.is_contiguous:
         raise GraphError(f"{t!r}: elements of {t.type} with gaps between them cannot be read as an array")
-    from ggml_rpc.graph.quantise import dequantise  # noqa: PLC0415
-
     values: NDArray[Any] = dequantise(np.frombuffer(byte_view(data), np.uint8), t.type, t.shape)
     return values

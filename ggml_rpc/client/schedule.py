@@ -259,7 +259,7 @@ class _Scheduler:
         key = (here, device)
         if key not in self.copies:
             if s.is_contiguous:
-                copy = Tensor(s.type_id, s.ne, name=f"{s.name[:48]} (copy)")
+                copy = Tensor(s.type_id, s.ne[: s.n_dims], name=f"{s.name[:48]} (copy)")
                 split.transfers.append(Transfer(here, copy, origin))
                 self.copies[key] = copy
             else:
@@ -284,7 +284,9 @@ class _Scheduler:
         places = self.input_places[self.inputs[root]]
         mine = next((t for d, t in places if d is device), None)
         if mine is None:
-            mine = root if not places else Tensor(root.type_id, root.ne, name=root.name, flags=root.flags)
+            mine = (
+                root if not places else Tensor(root.type_id, root.ne[: root.n_dims], name=root.name, flags=root.flags)
+            )
             places.append((device, mine))
         if s is root or mine is root:
             return s if mine is root else mine
@@ -318,7 +320,7 @@ class _Scheduler:
     def _clone(self, t: Tensor, sources: tuple[Tensor | None, ...], root: Tensor | None) -> Tensor:
         clone = Tensor(
             t.type_id,
-            t.ne,
+            t.ne[: t.n_dims],
             nb=t.nb,
             op=t.op,
             src=sources,
@@ -410,7 +412,7 @@ def _device_of_leaf(t: Tensor) -> Device | None:
 def _view(like: Tensor, root: Tensor) -> Tensor:
     return Tensor(
         like.type_id,
-        like.ne,
+        like.ne[: like.n_dims],
         nb=like.nb,
         op="VIEW",
         src=(root,),
