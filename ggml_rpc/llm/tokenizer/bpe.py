@@ -58,10 +58,12 @@ class BpeEncoder:
         needed = dict.fromkeys(text for left, right in merges for text in (left, right, left + right))
         if not kind.raw:
             needed.update(dict.fromkeys(letters_of_bytes()))
-        extra = [text for text in needed if text not in self._ids]
-        self._extra = [self._fallback(text) for text in extra]
+        # A character that has no token keeps its neighbours apart.
+        unknown = "\0" * (1 + max(map(len, self._ids)))
+        extra = [text for text in (*needed, unknown) if text not in self._ids]
+        self._extra = [self._fallback(text) for text in extra[:-1]] + [[]]
         ids = {**self._ids, **{text: self._n_tokens + i for i, text in enumerate(extra)}}
-        model = models.BPE(ids, merges, ignore_merges=kind.ignore_merges, byte_fallback=kind.raw)
+        model = models.BPE(ids, merges, unk_token=unknown, ignore_merges=kind.ignore_merges, byte_fallback=kind.raw)
         self._tokenizer = tokenizers.Tokenizer(model)
         steps: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in kind.patterns
@@ -92,7 +94,7 @@ class BpeEncoder:
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if not self._extra or max(ids, default=0) < self._n_tokens:
+        if max(ids, default=0) < self._n_tokens:
             return ids
         out: list[int] = []
         for token in ids:
