@@ -71,8 +71,8 @@ class Sampler:
         self._k = 1 if greedy else params.top_k  # 0: the whole row
         self._changes = params.penalizes or bool(params.logit_bias)
         self.reset()
-        # Without penalties and bias it never changes.
-        self._plain_need = Need.argmax if greedy else self._need_of(0)
+        # Without penalties and bias the need is always this one.
+        self._plain_need = None if self._changes else Need.argmax if greedy else self._need_of(0)
 
     def reset(self, history: Iterable[int] = ()) -> None:
         """Forget what was accepted, take `history` (the prompt, say) instead, and start the generator anew.
@@ -115,7 +115,7 @@ class Sampler:
 
     def need(self) -> Need:
         """Return what must be fetched for the next token."""
-        if not self._changes:
+        if self._plain_need is not None:
             return self._plain_need
         return self._need_of(len(self._changed()))
 

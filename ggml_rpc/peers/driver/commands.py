@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import samplers
 from llama import Context, Log, Model
 from numpy.typing import NDArray
 
@@ -253,6 +254,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--n-batch", type=int, default=128)
     parser.add_argument("--runs", required=True)
     parser.add_argument("--out", required=True)
+
+    parser = commands.add_parser("samplers", help=(samplers.run.__doc__ or "").splitlines()[0])
+    parser.set_defaults(action=samplers.run)
+    parser.add_argument("--rows", required=True, help="a .npy file, float32, a row of logits each")
+    parser.add_argument("--jobs", required=True, help="a JSON file")
+    parser.add_argument("--out", required=True, help="the .npz file to write")
 
     parser = client("bench", bench, servers=False)
     parser.add_argument("--runs", required=True)
