@@ -10,9 +10,15 @@ from ggml_rpc.errors import GraphError
 from ggml_rpc.spec.enums import TensorFlag
 
 from ._ops_attention import AttentionOps
+from ._ops_convolution import ConvolutionOps
 from ._ops_elementwise import ElementwiseOps
+from ._ops_gradient import GradientOps
+from ._ops_ik import IkOps
+from ._ops_ik_layers import IkLayerOps
 from ._ops_matrix import MatrixOps
+from ._ops_recurrent import RecurrentOps
 from ._ops_reduction import ReductionOps
+from ._ops_shape import ShapeOps
 from ._ops_views import ViewOps
 from ._tensor import Tensor
 
@@ -20,7 +26,19 @@ _VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
 _STORES = {"IK_SSM_CONV": 4, "DELTA_NET": 6}  # the slot of a source that the op fills with states
 
 
-class Graph(ElementwiseOps, MatrixOps, AttentionOps, ReductionOps, ViewOps):
+class Graph(
+    ElementwiseOps,
+    MatrixOps,
+    AttentionOps,
+    ReductionOps,
+    ViewOps,
+    ShapeOps,
+    ConvolutionOps,
+    RecurrentOps,
+    GradientOps,
+    IkOps,
+    IkLayerOps,
+):
     """A graph: leaves that hold data, and nodes that compute.
 
     A method of an op's name appends its node and returns the result, whose type and shape follow from its sources.
