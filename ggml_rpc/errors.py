@@ -59,6 +59,10 @@ class ModelError(RpcError):
     """Report a model file that cannot be used."""
 
 
+class ContextError(RpcError):
+    """Report a context that a model cannot be run with, or tokens that do not fit into it."""
+
+
 # By the numbers of `enum class Code` in csrc/core/status.h.
 _BY_CODE: dict[int, type[RpcError]] = {
     1: ConnectionLost,
