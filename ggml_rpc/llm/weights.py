@@ -1,0 +1,112 @@
+"""The weights of one model where they were placed: what a loader hands to a context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .arch import Architecture, WeightSpec, architecture_of
+from .hparams import HParams
+
+if TYPE_CHECKING:
+    from ggml_rpc.client.device import Device
+    from ggml_rpc.graph._tensor import Tensor
+
+    from .gguf_file import GgufFile, GgufTensor
+
+EMBEDDING = "token_embd.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A file whose settings and tensors were checked.
+
+    Attributes
+    ----------
+    file : GgufFile
+        The file, open for as long as weights are read from it.
+    architecture : Architecture
+        What it declares.
+    hparams : HParams
+        Its settings.
+    specs : tuple of WeightSpec
+        The weights that it has; optional ones that it lacks are left out.
+    """
+
+    file: GgufFile
+    architecture: Architecture
+    hparams: HParams
+    specs: tuple[WeightSpec, ...]
+
+    @classmethod
+    def read(cls, file: GgufFile) -> ModelFile:
+        """Check a file.
+
+        Raises
+        ------
+        ModelError
+            If its architecture is not known, a setting cannot be, or a tensor is missing or has another shape.
+        """
+        architecture = architecture_of(file)
+        hparams = architecture.hparams(file)
+        specs = []
+        for spec in architecture.weights(hparams, file.tensors):
+            found = file.optional if spec.optional else file.require
+            if found(spec.tensor, spec.ne[::-1]) is not None:
+                specs.append(spec)
+        return cls(file, architecture, hparams, tuple(specs))
+
+    def tensor(self, spec: WeightSpec) -> GgufTensor:
+        """Return the file's tensor of a weight."""
+        return self.file.tensors[spec.tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's weights on devices.
+
+    Attributes
+    ----------
+    model : ModelFile
+        Where they come from. Weights of the place INPUT are read from it: they stay on the host.
+    tensors : Mapping of str to Tensor
+        Every other weight by its name, a leaf with a place. `token_embd.weight` is among them if it was placed on a
+        device for the lookup of tokens too.
+    layer_device : sequence of Device
+        Where each layer's cache lies and its operations without weights run.
+    output_device : Device
+        The same for what follows the last layer.
+    """
+
+    model: ModelFile
+    tensors: Mapping[str, Tensor]
+    layer_device: Sequence[Device]
+    output_device: Device
+    _parts: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def hparams(self) -> HParams:
+        """Return the model's settings."""
+        return self.model.hparams
+
+    @property
+    def devices(self) -> list[Device]:
+        """Return the devices in the order in which layers use them."""
+        return list(dict.fromkeys((*self.layer_device, self.output_device)))
+
+    def layer(self, il: int) -> Mapping[str, Tensor]:
+        """Return a layer's weights by their names after `blk.N.`."""
+        return self._part(f"blk.{il}.")
+
+    def head(self) -> Mapping[str, Tensor]:
+        """Return the weights of the head."""
+        return self._part("output")
+
+    def _part(self, prefix: str) -> Mapping[str, Tensor]:
+        if not self._parts:
+            for name, tensor in self.tensors.items():
+                part = name[: name.index(".", 4) + 1] if name.startswith("blk.") else "output"
+                key = name.removeprefix(part) if part != "output" else name
+                self._parts.setdefault(part, {})[key] = tensor
+        return self._parts.get(prefix, {})
