@@ -35,6 +35,20 @@ class OutOfMemory(DeviceError):
     """Report an allocation that the device refused."""
 
 
+class PlacementError(RpcError):
+    """Report a model that cannot be placed on its devices as asked.
+
+    Attributes
+    ----------
+    table : str
+        What each device would hold and has, a line each; empty where memory is not what is missing.
+    """
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(f"{message}\n{table}" if table else message)
+        self.table = table
+
+
 class Cancelled(RpcError):
     """Report a run that was cancelled."""
 
