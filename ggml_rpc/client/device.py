@@ -134,8 +134,15 @@ class Device(ABC):
     def write(self, t: Tensor, data: BytesLike, offset: int = 0) -> None:
         """Copy bytes into a tensor. `data` may be reused when this returns; the device may not have them yet."""
 
-    def write_cached(self, t: Tensor, data: BytesLike) -> bool:
-        """Fill a tensor, by its hash alone where the server has the bytes already; return whether it had."""
+    def digest(self, data: BytesLike) -> int | None:
+        """Return the hash by which `write_cached` would ask for these bytes, None where it would not ask."""
+        return None
+
+    def write_cached(self, t: Tensor, data: BytesLike, *, digest: int | None = None) -> bool:
+        """Fill a tensor, by its hash alone where the server has the bytes already; return whether it had.
+
+        `digest` saves hashing them again: what `digest` returned for the same bytes.
+        """
         self.write(t, data)
         return False
 

@@ -249,13 +249,18 @@ class RemoteDevice(Device):
         """Send bytes of a tensor."""
         self._set(t, data, offset, 0)
 
-    def write_cached(self, t: Tensor, data: BytesLike) -> bool:
+    def digest(self, data: BytesLike) -> int | None:
+        """Return the hash of bytes that are many enough to be kept by servers."""
+        view = byte_view(data)
+        return fnv1a_64(view) if view.nbytes > HASH_THRESHOLD_BYTES else None
+
+    def write_cached(self, t: Tensor, data: BytesLike, *, digest: int | None = None) -> bool:
         """Fill a tensor, by its hash alone where the server keeps large tensors and has this one."""
         view = byte_view(data)
         if view.nbytes <= HASH_THRESHOLD_BYTES:
             self._set(t, view, 0, 0)
             return False
-        request = (self._encoder.tensor(t), _2U64.pack(0, fnv1a_64(view)))
+        request = (self._encoder.tensor(t), _2U64.pack(0, fnv1a_64(view) if digest is None else digest))
         if self._connection.call(Command.SET_TENSOR_HASH, *request).result()[0]:
             return True
         self._set(t, view, 0, 1)
@@ -309,7 +314,8 @@ class RemoteDevice(Device):
         self.graphs.forget()
 
     def flush(self) -> None:
-        """Send what is still held back."""
+        """Send what is still held back, the freeing of buffers included."""
+        self.server.free_dead()
         self._connection.flush()
 
     def synchronize(self) -> None:
