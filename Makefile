@@ -8,7 +8,7 @@ BUILD ?= build/dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench dev build format interop peers wheel clean
+.PHONY: help demo test lint docs bench dev build format interop peers wheel clean
 
 # csrc/spec is generated, one row an id.
 CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp'))
@@ -24,6 +24,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 BASE := $(VENV)/.made-base
 TESTING := $(VENV)/.made-test
 LINTING := $(VENV)/.made-lint
+DOCS := $(VENV)/.made-docs
 endif
 
 help:  ## list the targets
@@ -45,6 +46,10 @@ lint: $(LINTING)  ## check style and types
 	$(PY) -m mypy
 	cython-lint ggml_rpc
 	clang-format --dry-run -Werror $(CXX_FILES)
+
+# Warnings are errors: `strict` in mkdocs.yml.
+docs: build $(DOCS)  ## build the documentation into build/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 format: $(LINTING)  ## rewrite the sources in the style that lint asks for
 	$(PY) -m ruff check --fix-only .
@@ -105,4 +110,8 @@ $(VENV)/.made-test: $(VENV)/.made-base
 
 $(VENV)/.made-lint: $(VENV)/.made-base
 	$(INSTALL_SELF) '.[lint]'
+	@touch $@
+
+$(VENV)/.made-docs: $(VENV)/.made-base
+	$(INSTALL_SELF) '.[llm,docs]'
 	@touch $@
