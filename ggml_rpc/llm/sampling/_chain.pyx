@@ -20,7 +20,7 @@ from ._select cimport (
 
 cdef enum:
     # How many candidates are sorted first where their number is not known; then eight times as many.
-    FIRST_SORTED = 256
+    FIRST_SORTED = 64
     # Marks in `seen`.
     CAME = 1
     CHANGED = 2
