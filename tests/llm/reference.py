@@ -16,12 +16,12 @@ one token at a time                     4.7e-8   3.9e-7   7.1e-5   2.1e-4
 weights laid out anew                   0        0        0        2.2e-4
 F32 cache                               4.6e-7   1.1e-6   3.5e-4   7.2e-4
 flash attention                         1.7e-6   2.4e-6   3.9e-4   7.5e-4
-our server                              7.5e-8   4.8e-7   1.3e-4   3.0e-4
+our server                              7.5e-8   4.8e-7   1.2e-4   3.0e-4
 ======================================  =======  =======  =======  =======
 
 So compare equal settings: cache type and flash attention as in the run under test, and no weights laid out anew.
-With quantised weights the least difference in rounding moves activations over the steps of their own quantisation
-to 8 bits, and three layers later all of them: that is what the last column shows.
+With quantised weights the least difference in rounding moves some activations over the steps of their own
+quantisation to 8 bits, which moves more of them in the next product: hence the right columns.
 """
 
 from __future__ import annotations

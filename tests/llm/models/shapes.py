@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Union
 
-Value = Union[int, float, bool, str, tuple[bool, ...]]
+Value = int | float | bool | str | tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def _models() -> tuple[RandomModel, ...]:
     caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
     gemma2 = {**caps, "attention.sliding_window": 16}
     gemma3 = {"attention.sliding_window": 16, "rope.freq_base": 1e6}
+    thin = partial(RandomModel, tied=True, n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=64)
     longrope = {"rope.scaling.attn_factor": 1.19, "attention.sliding_window": 16}
     return (
         RandomModel("llama", "llama"),
@@ -117,6 +118,7 @@ def _models() -> tuple[RandomModel, ...]:
         RandomModel("llama-bpe", "llama", vocab="bpe", factors=("rope_freqs",), metadata={"rope.freq_base": 5e5}),
         RandomModel("llama-mistral", "llama", head_dim=64, n_head=4, n_head_kv=1, metadata={"rope.freq_base": 1e6}),
         RandomModel("llama-linear", "llama", metadata={"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}),
+        RandomModel("llama-old-scale", "llama", metadata={"rope.scale_linear": 4.0}),
         RandomModel("llama-yarn", "llama", metadata=yarn),
         RandomModel(
             "llama-longrope",
@@ -141,6 +143,8 @@ def _models() -> tuple[RandomModel, ...]:
         RandomModel("qwen3-yarn", "qwen3", metadata={**yarn, "rope.freq_base": 1e6}),
         RandomModel("qwen3moe", "qwen3moe", n_expert=8, n_expert_used=3, metadata={"expert_feed_forward_length": 256}),
         RandomModel("gemma2", "gemma2", tied=True, n_layer=4, metadata=gemma2),
+        # 46 and 62 layers mark the 27B models, whose queries are scaled by n_embd / n_head and not by the head's size.
+        thin("gemma2-27b", "gemma2", n_layer=46, metadata=gemma2),
         RandomModel("gemma2-wide-heads", "gemma2", tied=True, head_dim=64, metadata=gemma2, vocab="spm"),
         RandomModel("gemma3", "gemma3", tied=True, n_layer=6, n_head_kv=1, head_dim=64, n_head=4, metadata=gemma3),
         RandomModel(
@@ -159,6 +163,13 @@ def _models() -> tuple[RandomModel, ...]:
                 "attention.sliding_window_pattern": 2,
                 "rope.freq_base_swa": 2e4,
             },
+        ),
+        thin("gemma3-27b", "gemma3", n_layer=62, metadata=gemma3),
+        RandomModel(
+            "gemma3-pattern",
+            "gemma3",
+            tied=True,
+            metadata={**gemma3, "attention.sliding_window_pattern": (False, True, False)},
         ),
         RandomModel("gemma3-full", "gemma3", tied=True, n_layer=2, metadata={"rope.freq_base": 1e6}),
         RandomModel("phi3", "phi3", n_head_kv=8, metadata={"attention.sliding_window": 16}),  # stock ignores the window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -89,7 +90,7 @@ def _merges(space: str, count: int) -> tuple[list[str], dict[str, Merge]]:
     while len(merges) < count:
         pairs: Counter[Merge] = Counter()
         for word, parts in split.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             break

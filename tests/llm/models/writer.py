@@ -24,7 +24,7 @@ from ggml_rpc.peers.cache import cache_dir
 from .shapes import RandomModel, Value
 from .vocab import add_vocabulary
 
-REVISION = 2
+REVISION = 3
 """Counts changes of what is written, so that files of before are not taken for current ones."""
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q4_K_M", "Q5_K", "Q6_K")
@@ -33,7 +33,7 @@ BLOCKS = {QuantType.Q4_K: q4_k, QuantType.Q5_K: q5_k, QuantType.Q6_K: q6_k}
 
 N_CTX_TRAIN = 4096
 QUERY_GAIN = 1.5  # sharpens attention: with 1 the scores' deviation is 1
-POST_NORM = 0.3  # what attention and feed-forward add to a residual stream of order one
+POST_NORM = 0.6  # what attention and feed-forward of all layers add to a residual stream of order one
 EXPERT_MARGIN = (12.0, 9.0, 7.0)  # a token's component along its experts' directions; its norm is 16 without
 
 
@@ -201,7 +201,8 @@ def _layer(weights: _Weights, model: RandomModel, layer: int, directions: NDArra
     traits = model.traits
     block = f"blk.{layer}"
     for name, size in _norms(model):
-        weights.vector(f"{block}.{name}.weight", size, mean=POST_NORM if name.startswith("post_") else 1.0)
+        mean = POST_NORM * model.n_layer**-0.5 if name.startswith("post_") else 1.0
+        weights.vector(f"{block}.{name}.weight", size, mean=mean)
     for name, shape, gain in _matrices(model):
         weights.matrix(name, shape, layer=layer, gain=gain)
         if name in traits.biases + model.biases:
