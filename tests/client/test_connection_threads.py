@@ -25,6 +25,11 @@ DEVICE = bytes(4)
 N_THREADS = 6
 
 
+def pause(seconds: float) -> None:
+    """Let other threads run."""
+    threading.Event().wait(seconds)
+
+
 def in_threads(work: Callable[[int], None], n: int = N_THREADS) -> list[Exception]:
     """Run `work` in several threads; return what they raised."""
     failures: list[Exception] = []
@@ -85,7 +90,7 @@ def test_a_reply_wakes_its_thread_while_another_waits_for_a_later_one() -> None:
         later = threading.Thread(target=lambda: values.append(second.result()))
         later.start()
         while not connection._reader:  # until the other thread is the one that reads
-            threading.Event().wait(0.001)
+            pause(0.001)
         assert first.result() == struct.pack("<Q", 1)
         first_done.set()
         later.join(SECONDS)
@@ -157,20 +162,36 @@ def test_large_sends_behind_replies_that_nobody_takes(buffer_bytes: int | None) 
 
 
 def test_a_sender_takes_over_from_a_thread_that_read() -> None:
-    """While one thread reads its own reply, another sends; then nobody reads but the one that sends."""
+    """While one thread reads, another sends and has to wait; when the first has its reply, the sender must read on."""
+    go = threading.Event()
     sent: list[bytes] = []
     data = bytes(SENT_BYTES)
+    gets = in_order(8, sent)
+
+    def step(peer: Peer) -> None:
+        peer.stall(go)
+        gets(peer)
+
     with (
-        FakeServer(answering(in_order(8, sent)), buffer_bytes=1 << 14) as server,
+        FakeServer(answering(step), buffer_bytes=1 << 14) as server,
         Connection(server.endpoint, timeout=SECONDS) as connection,
     ):
         request = bytes(connection.dialect.record.size), struct.pack("<QQ", 0, TENSOR_BYTES)
         pending = [connection.call(Command.GET_TENSOR, *request) for _ in range(8)]
         reader = threading.Thread(target=pending[3].result)
         reader.start()
-        connection.send(Command.SET_TENSOR, data)
+        while not connection._reader:
+            pause(0.001)
+        sender = threading.Thread(target=connection.send, args=(Command.SET_TENSOR, data))
+        sender.start()
+        while not connection._sending:
+            pause(0.001)
+        pause(0.05)  # until the kernel takes no more
+        go.set()
+        for thread in (reader, sender):
+            thread.join(SECONDS)
+            assert not thread.is_alive()
         assert connection.call(Command.GET_ALIGNMENT, DEVICE).result() == struct.pack("<Q", 64)
-        reader.join(SECONDS)
         assert sent == [data]
         assert [bytes(p.result()[:1]) for p in pending] == [bytes([i]) for i in range(8)]
 
@@ -207,6 +228,8 @@ def test_a_real_server_does_not_block_either() -> None:
 
 # ---- Finalizers ------------------------------------------------------------------------------------------------------
 
+LARGE = b"\xff" * 200_000
+
 
 def test_a_finalizer_may_send_at_any_moment() -> None:
     """Whatever function of the connection is entered, a send may come in between, as from a garbage collection."""
@@ -216,7 +239,8 @@ def test_a_finalizer_may_send_at_any_moment() -> None:
     def step(peer: Peer) -> None:
         while True:
             number, payload = peer.request()
-            numbers.append(number)
+            if payload != LARGE:
+                numbers.append(number)
             if number == Command.FREE_BUFFER:
                 freed.append(struct.unpack("<Q", payload)[0])
             elif number == Command.GET_TENSOR:
@@ -240,6 +264,7 @@ def test_a_finalizer_may_send_at_any_moment() -> None:
                 within = True
                 entered[code.co_name] += 1
                 connection.send(Command.FREE_BUFFER, struct.pack("<Q", n_freed))
+                connection.send(Command.SET_TENSOR, LARGE)  # cannot be gathered
                 n_freed += 1
                 within = False
 
