@@ -249,7 +249,7 @@ def test_a_finalizer_may_send_at_any_moment() -> None:
                 peer.reply(bytes(8))
 
     with (
-        FakeServer(answering(step), buffer_bytes=1 << 14) as server,
+        FakeServer(answering(step)) as server,
         Connection(server.endpoint, timeout=SECONDS) as connection,
     ):
         n_freed = 0
