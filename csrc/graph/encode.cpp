@@ -95,7 +95,14 @@ bool Writer::params(const Tensor& t, uint8_t* to) const {
                               op_traits(t.op)->name, value, p.word, d.name);
         words[p.word] = static_cast<int32_t>((word & ~p.mask) | static_cast<uint32_t>(wire));
     }
-    if (t.op == OP_FLASH_ATTN_EXT && !d.kv_bound) words[4] = 0;
+    if ((t.op == OP_FLASH_ATTN_EXT || t.op == OP_FLASH_ATTN_ROWS) && !d.kv_bound) words[4] = 0;
+    if (t.op == OP_GATHER) words[0] = 1;
+    // How many values are to be in order: none where it is 0.
+    if (d.ik_meaning && t.op == OP_ARGSORT) words[1] = static_cast<int32_t>(t.ne[0]);
+    // Zeros are appended there until the result's shape is reached.
+    if (d.ik_meaning && t.op == OP_PAD && (words[0] | words[2] | words[4] | words[6] | words[8]) != 0)
+        return err_->fail(Code::unsupported, "tensor '%s': PAD: dialect %s appends zeros and cannot pad otherwise",
+                          t.name, d.name);
     if (d.ik_meaning && (t.op == OP_ROPE || t.op == OP_ROPE_BACK) && words[ROPE_OFFSET_WORD] != 0) {
         if (words[ROPE_OFFSET_WORD] != t.ne[0] - words[1])
             return err_->fail(Code::unsupported,

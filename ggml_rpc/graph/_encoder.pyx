@@ -51,6 +51,10 @@ def _merged(tables):
     return out
 
 
+# What csrc/graph/ik.cpp tells apart when it reads them: by a parameter or by a source.
+_IK_FORMS = (("SUM_DIM", "SUM_ROWS"), ("GATHER", "GET_ROWS"), ("FLASH_ATTN_ROWS", "FLASH_ATTN_EXT"))
+
+
 cdef _raise(Error *err):
     raise from_code(<int> err.code, (<bytes> err.text).decode("utf-8", "replace"))
 
@@ -80,6 +84,9 @@ cdef class Encoder:
             self.table.type_to[i] = NOT_SPOKEN
         for internal, wire in _merged([_inverse(d.ops) for d in candidates]).items():
             self.table.op_to[<int> internal] = AMBIGUOUS if wire is None else wire
+        if self.dialect.ik_meaning:
+            for form, name in _IK_FORMS:
+                self.table.op_to[<int> OP_BY_NAME[form].id] = self.table.op_to[<int> OP_BY_NAME[name].id]
         for internal, wire in _merged([_inverse(d.types) for d in candidates]).items():
             self.table.type_to[<int> internal] = AMBIGUOUS if wire is None else wire
         for i, name in enumerate(ENUMS):
