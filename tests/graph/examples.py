@@ -963,7 +963,7 @@ simple(
     *_MOE,
     ("F32", (6, 8)),
     ("F32", (6, 8)),
-    params=words(14, 0.0),
+    params=words(int(UnaryKind.SWIGLU_OAI), 0.0),
     sizes={(2, 1): into(2)},
     strides={3: "any"},
     optional=frozenset({4, 5}),

@@ -1,0 +1,419 @@
+"""Every op's method against the legal graphs of `examples.py`: type, shape, parameters, and what a server says."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+
+from ggml_rpc.errors import CompileError
+from ggml_rpc.graph import (
+    _ops_attention,
+    _ops_convolution,
+    _ops_elementwise,
+    _ops_gradient,
+    _ops_ik,
+    _ops_ik_layers,
+    _ops_matrix,
+    _ops_recurrent,
+    _ops_reduction,
+    _ops_shape,
+    _ops_views,
+)
+from ggml_rpc.graph._encoder import Encoder
+from ggml_rpc.graph._graph import check_graph
+from ggml_rpc.graph._node import Op
+from ggml_rpc.graph._tensor import Place, Tensor
+from ggml_rpc.graph.builder import Graph
+from ggml_rpc.spec import dialects
+from ggml_rpc.spec.enums import GluKind, UnaryKind
+from ggml_rpc.spec.ops import OP_BY_ID, OP_BY_NAME, OPS
+from ggml_rpc.spec.types import TYPE_BY_ID
+from tests.graph.examples import EXAMPLES, Example, arena
+from tests.support import wiretensor
+
+MODULES: tuple[ModuleType, ...] = (
+    _ops_attention,
+    _ops_convolution,
+    _ops_elementwise,
+    _ops_gradient,
+    _ops_ik,
+    _ops_ik_layers,
+    _ops_matrix,
+    _ops_recurrent,
+    _ops_reduction,
+    _ops_shape,
+    _ops_views,
+)
+BASE, ROOM = 0x10_0000, 1 << 26
+
+
+@dataclass
+class Case:
+    """An example as a method call sees it: sources as leaves, parameters by the spec's names, and the result."""
+
+    g: Graph
+    s: list[Tensor | None]
+    op: str
+    words: tuple[int, ...]
+    ne: tuple[int, ...]
+    type: str
+
+    def __getattr__(self, name: str) -> float:
+        p = next((p for p in OP_BY_NAME[self.op].params if p.name == name), None)
+        if p is None:
+            raise AttributeError(name)
+        (value,) = struct.unpack("<f" if p.kind == "f32" else "<i", struct.pack("<i", self.words[p.word]))
+        return float(value) if p.kind == "f32" else int(value)
+
+    def many(self, *names: str) -> tuple[float, ...]:
+        """Return several parameters."""
+        return tuple(getattr(self, name) for name in names)
+
+    def named(self, *names: str) -> dict[str, float]:
+        """Return several parameters by name."""
+        return {name: getattr(self, name) for name in names}
+
+
+def same(name: str) -> Callable[[Case], Tensor]:
+    """Call the method with the sources, and with all parameters of the op by their names."""
+
+    def call(c: Case) -> Tensor:
+        return getattr(c.g, name)(*c.s, **c.named(*(p.name for p in OP_BY_NAME[c.op].params)))
+
+    return call
+
+
+def unary(c: Case) -> Tensor:
+    kind = UnaryKind(c.kind)
+    more = c.named("alpha_n", "alpha_p", "beta", "eps") if kind == UnaryKind.XIELU else {}
+    return getattr(c.g, kind.name.lower())(*c.s, **more)
+
+
+def glu(c: Case) -> Tensor:
+    kind = GluKind(c.kind)
+    more = {GluKind.SWIGLU_OAI: ("alpha", "limit"), GluKind.SWIGLU_CLAMP: ("limit",)}.get(kind, ("swapped",))
+    return getattr(c.g, kind.name.lower())(*c.s, **c.named(*more))
+
+
+def rope(c: Case) -> Tensor:
+    more = c.named(
+        *("n_dims", "mode", "n_ctx_orig", "freq_base", "freq_scale"),
+        *("ext_factor", "attn_factor", "beta_fast", "beta_slow", "n_offs"),
+    )
+    return getattr(c.g, c.op.lower())(*c.s, **more, sections=c.many("section0", "section1", "section2", "section3"))
+
+
+def set_rows(c: Case) -> Tensor:
+    values, ids, dst = c.s
+    return c.g.set_rows(dst, values, ids)
+
+
+def cpy(c: Case) -> Tensor:
+    return c.g.cast(c.s[0], c.type) if len(c.s) == 1 else c.g.cpy(*c.s)
+
+
+def region(c: Case) -> Tensor:
+    return getattr(c.g, c.op.lower())(*c.s, c.many("nb1", "nb2", "nb3"), c.offset, inplace=bool(c.inplace))
+
+
+def steps_2d(c: Case) -> dict[str, tuple[float, ...]]:
+    return {"stride": c.many("s0", "s1"), "padding": c.many("p0", "p1"), "dilation": c.many("d0", "d1")}
+
+
+def steps_3d(c: Case) -> dict[str, tuple[float, ...]]:
+    return {
+        name: c.many(f"{s}0", f"{s}1", f"{s}2") for name, s in (("stride", "s"), ("padding", "p"), ("dilation", "d"))
+    }
+
+
+def keywords(*names: str, n: int) -> Callable[[Case], Tensor]:
+    """Call the method with n sources by position, those behind by these names, and the parameters by theirs."""
+
+    def call(c: Case) -> Tensor:
+        more = dict(zip(names, c.s[n:], strict=False))
+        params = c.named(*(p.name for p in OP_BY_NAME[c.op].params))
+        return getattr(c.g, c.op.lower())(*c.s[:n], **more, **params)
+
+    return call
+
+
+def sum_rows(c: Case) -> Tensor:
+    return c.g.sum_dim(*c.s, c.words[0]) if c.words[0] else c.g.sum_rows(*c.s)
+
+
+def get_rows(c: Case) -> Tensor:
+    return c.g.get_rows(*c.s, type=None if c.type in ("F32", "I32") else c.type)
+
+
+CALLS: dict[str, Callable[[Case], Tensor]] = {
+    o.name: same(o.name.lower()) for o in OPS if not o.pointer_params and not o.is_noop
+}
+CALLS |= {
+    "ADD": lambda c: c.g.add(*c.s, type=None if c.type == c.s[0].type else c.type),
+    "UNARY": unary,
+    "GLU": glu,
+    "ROPE": rope,
+    "ROPE_BACK": rope,
+    "SET_ROWS": set_rows,
+    "GET_ROWS": get_rows,
+    "GET_ROWS_BACK": lambda c: c.g.get_rows_back(*c.s, c.ne[1]),
+    "CPY": cpy,
+    "ACC": region,
+    "SET": region,
+    "SUM_ROWS": sum_rows,
+    "SCALE": lambda c: c.g.scale(*c.s, c.scale, c.bias),
+    "MUL_MAT_ID": lambda c: c.g.mul_mat_id(*c.s),
+    "REPEAT": lambda c: c.g.repeat(*c.s, c.ne),
+    "REPEAT_BACK": lambda c: c.g.repeat_back(*c.s, c.ne),
+    "TOP_K": lambda c: c.g.top_k(*c.s, c.ne[0]),
+    "PAD": lambda c: c.g.pad(
+        *c.s, c.many("rp0", "rp1", "rp2", "rp3"), before=c.many("lp0", "lp1", "lp2", "lp3"), circular=bool(c.circular)
+    ),
+    "PAD_REFLECT_1D": lambda c: c.g.pad_reflect_1d(*c.s, c.p0, c.p1),
+    "UPSCALE": lambda c: c.g.upscale(*c.s, c.ne, c.mode),
+    "WIN_PART": lambda c: c.g.win_part(*c.s, c.window),
+    "WIN_UNPART": lambda c: c.g.win_unpart(*c.s, c.ne[1], c.ne[2], c.window),
+    "GET_REL_POS": lambda c: c.g.get_rel_pos(*c.s, c.ne[1]),
+    "IM2COL": lambda c: c.g.im2col(*c.s, **steps_2d(c), is_2d=bool(c.is_2d), type=c.type),
+    "IM2COL_3D": lambda c: c.g.im2col_3d(*c.s, c.channels, **steps_3d(c), type=c.type),
+    "COL2IM_1D": lambda c: c.g.col2im_1d(*c.s, c.channels, stride=c.s0, padding=c.p0),
+    "CONV_2D": lambda c: c.g.conv_2d(*c.s, **steps_2d(c)),
+    "CONV_2D_DW": lambda c: c.g.conv_2d_dw(*c.s, **steps_2d(c)),
+    "CONV_3D": lambda c: c.g.conv_3d(*c.s, c.channels, **steps_3d(c)),
+    "CONV_TRANSPOSE_1D": lambda c: c.g.conv_transpose_1d(*c.s, c.s0),
+    "POOL_1D": lambda c: c.g.pool_1d(*c.s, c.kind, window=c.k0, stride=c.s0, padding=c.p0),
+    "POOL_2D": lambda c: c.g.pool_2d(
+        *c.s, c.kind, window=c.many("k0", "k1"), stride=c.many("s0", "s1"), padding=c.many("p0", "p1")
+    ),
+    "SSM_SCAN": keywords("a", "b", "c", "ids", n=3),
+    "RWKV_WKV6": keywords("tf", "td", "state", n=3),
+    "RWKV_WKV7": keywords("a", "b", "state", n=4),
+    "GATED_LINEAR_ATTN": keywords("state", n=4),
+    "GATED_DELTA_NET": keywords("g", "beta", "state", n=3),
+    "DELTA_NET": keywords("g", "beta", "state", "states", n=3),
+    "IK_SSM_SCAN": keywords("a", "b", "c", "map", n=3),
+    "MOE_FUSED_UP_GATE": keywords("up_bias", "gate_bias", n=4),
+    "GROUPED_TOPK": lambda c: c.g.grouped_topk(*c.s, c.ne[0], **c.named("groups", "top_groups", "n_best")),
+}
+
+
+def leaf(t: wiretensor.Tensor) -> Tensor:
+    return Tensor(t.type, t.ne, nb=t.nb, name=t.name)
+
+
+def build(example: Example) -> tuple[Tensor, wiretensor.Tensor, Graph]:
+    """Build the example's subject by its op's method; return it and the example."""
+    wanted = example.build(arena())
+    sources = [None if s is None or s is wanted else leaf(s) for s in wanted.src]
+    while sources and sources[-1] is None:
+        sources.pop()
+    g = Graph()
+    words = struct.unpack("<16i", wanted.params.ljust(64, b"\0"))
+    op = OP_BY_ID[wanted.op].name
+    case = Case(g, sources, op, words, tuple(wanted.ne), TYPE_BY_ID[wanted.type].name)
+    return CALLS[op](case), wanted, g
+
+
+def meaningful(op: str, words: tuple[int, ...]) -> tuple[int, ...]:
+    """Blank the words that only some kinds of an op read."""
+    kept = list(words)
+    if op == "UNARY" and words[0] != UnaryKind.XIELU:
+        kept[1:5] = [0] * 4
+    if op == "GLU" and words[0] != GluKind.SWIGLU_OAI:
+        kept[2:4] = [0, words[3] if words[0] == GluKind.SWIGLU_CLAMP else 0]
+    return tuple(kept)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.id)
+def test_a_method_makes_the_example(example: Example) -> None:
+    made, wanted, g = build(example)
+    assert g.nodes == [made]
+    assert made.type_id == wanted.type
+    assert made.ne == tuple(wanted.ne)
+    assert made.nb == leaf(wanted).nb
+    assert made.params == meaningful(example.op, struct.unpack("<16i", wanted.params.ljust(64, b"\0")))
+    assert made.op == example.op or (example.op, made.op) == ("SUM_ROWS", "SUM_DIM")
+
+
+def place(g: Graph, tensors: list[Tensor]) -> tuple[int, int, int]:
+    """Let all tensors and the graph's results lie behind each other in one buffer, and return that."""
+    buffer, at = Place(7, BASE, ROOM), 0
+    for t in [*tensors, *g.nodes]:
+        if t.view_src is None and t.place is None:
+            t.put(buffer, at)
+            at += -(-t.nbytes // 4096) * 4096
+    return 7, BASE, ROOM
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.id)
+def test_a_server_takes_the_node(example: Example) -> None:
+    made, _, g = build(example)
+    buffer = place(g, [s for s in made.src if s is not None])
+    encoder = Encoder([example.dialect])
+    checked = check_graph(encoder.codec, encoder.graph([made]), [buffer])
+    (node,) = (checked.tensors[i] for i in checked.nodes)
+    assert OP_BY_ID[node.op].name == made.op
+    assert node.ne == made.ne
+    assert node.nb == made.nb
+
+
+def vector(n: int, type: str = "F32") -> Tensor:
+    return Tensor(type, (n,))
+
+
+def matrix(*ne: int, type: str = "F32") -> Tensor:
+    return Tensor(type, ne)
+
+
+# Ops without native rules: a call, the result's type and shape, and parameter words.
+UNCHECKED: dict[str, tuple[Callable[[Graph], Tensor], str, tuple[int, ...], tuple[float, ...]]] = {
+    "IM2COL_BACK": (
+        lambda g: g.im2col_back(matrix(27, 8, 6, 2), matrix(3, 3, 3, 5), (8, 6, 3, 2), padding=(1, 1)),
+        "F32",
+        (8, 6, 3, 2),
+        (1, 1, 1, 1, 1, 1, 1),
+    ),
+    "POOL_2D_BACK": (
+        lambda g: g.pool_2d_back(matrix(4, 3, 2), matrix(8, 6, 2), "avg", window=(2, 2), stride=(2, 2)),
+        "F32",
+        (8, 6, 2, 1),
+        (1, 2, 2, 2, 2),
+    ),
+    "FLASH_ATTN_BACK": (
+        lambda g: g.flash_attn_back(matrix(8, 3, 2), matrix(8, 5, 1), matrix(5, 8, 1), matrix(8, 3, 2), masked=True),
+        "F32",
+        (48 + 40 + 40, 1, 1, 1),
+        (1,),
+    ),
+    "CROSS_ENTROPY_LOSS": (lambda g: g.cross_entropy_loss(matrix(8, 3), matrix(8, 3)), "F32", (1, 1, 1, 1), ()),
+    "CROSS_ENTROPY_LOSS_BACK": (
+        lambda g: g.cross_entropy_loss_back(vector(1), matrix(8, 3), matrix(8, 3)),
+        "F32",
+        (8, 3, 1, 1),
+        (),
+    ),
+    "OPT_STEP_ADAMW": (
+        lambda g: g.opt_step_adamw(matrix(8, 3), matrix(8, 3), matrix(8, 3), matrix(8, 3), vector(7)),
+        "F32",
+        (8, 3, 1, 1),
+        (),
+    ),
+    "OPT_STEP_SGD": (lambda g: g.opt_step_sgd(matrix(8, 3), matrix(8, 3), vector(2)), "F32", (8, 3, 1, 1), ()),
+    "ROPE_CACHE": (
+        lambda g: g.rope_cache(vector(5, "I32"), ne0=64, n_dims=32, mode=2, n_ctx_orig=4096),
+        "F32",
+        (64, 5, 1, 1),
+        (0, 32, 2, 0, 4096, 1e4, 1.0, 0.0, 1.0, 32.0, 1.0),
+    ),
+    "ROPE_FAST": (
+        lambda g: g.rope_fast(matrix(64, 4, 5), matrix(64, 5), n_dims=32, mode=2),
+        "F32",
+        (64, 4, 5, 1),
+        (32, 2),
+    ),
+    "ARGSORT_THRESH": (lambda g: g.argsort_thresh(matrix(8, 3), 2, 0.5), "I32", (8, 3, 1, 1), (2, 0.5)),
+    "REDUCE": (lambda g: g.reduce([matrix(8, 3), None, matrix(8, 3)]), "F32", (8, 3, 1, 1), (2, 3, 2)),
+    "FAKE_CPY": (lambda g: g.fake_cpy(matrix(8, 3), matrix(4)), "F32", (8, 3, 1, 1), ()),
+    "BLEND": (lambda g: g.blend(matrix(8, 3), matrix(2, 3, type="I32"), -1.0), "F32", (8, 3, 1, 1), (-1.0,)),
+    "INDEXER_TOPK": (
+        lambda g: g.indexer_topk(matrix(16, 64), matrix(16, 4, 5), matrix(4, 5), matrix(64, 5), n=8),
+        "I32",
+        (8, 5, 1, 1),
+        (int(UnaryKind.RELU),),
+    ),
+    "MASK_TOPK": (
+        lambda g: g.mask_topk(matrix(64, 5, type="F16"), matrix(8, 5, type="I32")),
+        "F16",
+        (64, 5, 1, 1),
+        (),
+    ),
+    "MASK_TO_IDX": (lambda g: g.mask_to_idx(matrix(64, 5), 16), "I32", (16, 5, 1, 1), ()),
+    "SINKHORN": (lambda g: g.sinkhorn(matrix(16, 5), 4, n_iter=20, eps=0.5), "F32", (4, 4, 5, 1), (4, 20, 0.5)),
+    "HC_PRE": (
+        lambda g: g.hc_pre(matrix(24, 5), vector(3), vector(24), n=4, n_iter=20, eps=0.5),
+        "F32",
+        (120, 1, 1, 1),
+        (4, 20, 0.5),
+    ),
+    "HC_POST": (
+        lambda g: g.hc_post(matrix(8, 5), matrix(4, 5), matrix(8, 4, 5), matrix(4, 4, 5)),
+        "F32",
+        (8, 4, 5, 1),
+        (),
+    ),
+    "LATENT_ATTN": (
+        lambda g: g.latent_attn(
+            matrix(16, 5, 4), matrix(16, 32, type="F16"), dv=8, offset=4, scale=0.5, ids=matrix(3, 5, type="I32")
+        ),
+        "F32",
+        (8, 5, 4, 1),
+        (0.5, 0, 8, 4, 1),
+    ),
+    "DS4_COMP": (
+        lambda g: g.ds4_comp(matrix(64, 9), matrix(64, 9), vector(12, "I32"), ratio=3, kind=0),
+        "F32",
+        (32, 2, 1, 1),
+        (0,),
+    ),
+    "GATHER": (lambda g: g.gather(matrix(8, 3), matrix(2, 3, type="I32")), "F32", (2, 3, 1, 1), ()),
+    "FLASH_ATTN_ROWS": (
+        lambda g: g.flash_attn_rows(
+            matrix(8, 3, 4), matrix(8, 16, 2, type="F16"), matrix(6, 16, 2, type="F16"), vector(5, "I32"), scale=0.5
+        ),
+        "F32",
+        (6, 4, 3, 1),
+        (0.5, 0, 0, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", UNCHECKED)
+def test_ops_without_native_rules(op: str) -> None:
+    call, type_, ne, params = UNCHECKED[op]
+    g = Graph()
+    t = call(g)
+    words = struct.pack("<" + "".join("f" if isinstance(v, float) else "i" for v in params), *params)
+    assert (t.op, t.type, t.ne) == (op, type_, ne)
+    assert struct.pack("<16i", *t.params) == words.ljust(64, b"\0")
+    assert (t.view_src is not None) == (op in ("OPT_STEP_ADAMW", "OPT_STEP_SGD", "REDUCE", "FAKE_CPY"))
+
+
+@pytest.mark.parametrize("op", UNCHECKED)
+def test_ops_without_native_rules_can_be_sent(op: str) -> None:
+    t = UNCHECKED[op][0](g := Graph())
+    place(g, [s for s in t.src if s is not None])
+    spoken = [e for e in map(Encoder, ([d] for d in dialects.DIALECTS)) if e.speaks(op)]
+    assert spoken
+    assert all(e.graph([t]) for e in spoken)
+
+
+def declared() -> list[Op]:
+    """Return every `Op` of the methods' modules."""
+    found = []
+    for module in MODULES:
+        for value in vars(module).values():
+            found += [v for v in (value.values() if isinstance(value, dict) else [value]) if isinstance(v, Op)]
+    return found
+
+
+def test_every_op_has_a_method_and_a_case() -> None:
+    possible = {o.name for o in OPS if not o.pointer_params and o.name != "NONE"}
+    kinds = {k.name.lower() for k in (*UnaryKind, *GluKind)}
+    assert all(hasattr(Graph, name) for name in kinds)
+    assert {name for name in possible if not hasattr(Graph, name.lower())} == {"UNARY", "GLU"}
+    assert {op.name for op in declared()} == possible
+    views = {o.name for o in OPS if o.is_noop}
+    examples = {OP_BY_ID[e.build(arena()).op].name for e in EXAMPLES} | {"SUM_DIM"}
+    assert examples | set(UNCHECKED) | views - {"NONE"} >= possible
+    assert not examples & set(UNCHECKED)
+
+
+def test_ops_are_declared_with_rules_if_there_are_any() -> None:
+    assert {op.name for op in declared() if not op.has_rules} == set(UNCHECKED)
+    for call, *_ in UNCHECKED.values():
+        with pytest.raises(CompileError, match="no rule"):
+            call(Graph()).check()
