@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.schedule import Workspace, compile_graph
 from ggml_rpc.errors import ContextError, ModelError
+from ggml_rpc.graph._tensor import Tensor
 
 from .batch import Ubatch, Wanted, split
 from .embedding import Embedding
@@ -23,7 +24,6 @@ from .weights import EMBEDDING
 
 if TYPE_CHECKING:
     from ggml_rpc.client.device import Device
-    from ggml_rpc.graph._tensor import Tensor
 
     from .weights import Weights
 
@@ -53,21 +53,51 @@ class _Runner:
     def __init__(self, built: UbatchGraph, staged: Staged) -> None:
         self.built = built
         self.staged = staged
-        self.writes: list[tuple[Callable[..., None], Tensor, memoryview]] = []
+        self.bound = False
+        self._copies: list[tuple[Bytes, Bytes]] = []
+        self._writes: list[tuple[Callable[[Tensor, memoryview], None], Tensor, memoryview]] = []
 
     def bind(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Remember the arrays that `step` sends from, in place of new ones each time."""
-        self.writes = [
-            (device.write, t, as_bytes(arrays[name]).data)
-            for name, places in self.staged.plan.inputs.items()
-            for device, t in places
-        ]
+        """Remember the arrays that `step` sends.
+
+        Inputs lie beside each other in a device's memory: they are sent as one tensor of bytes, gaps included.
+        """
+        by_device: dict[Device, list[tuple[Tensor, Bytes]]] = {}
+        for name, places in self.staged.plan.inputs.items():
+            for device, t in places:
+                by_device.setdefault(device, []).append((t, as_bytes(arrays[name])))
+        for device, inputs in by_device.items():
+            inputs.sort(key=lambda x: x[0].offset)
+            group: list[tuple[Tensor, Bytes]] = []
+            for t, data in inputs:
+                if group and t.offset - _end(group[-1][0]) >= device.alignment:
+                    self._add(device, group)
+                    group = []
+                group.append((t, data))
+            self._add(device, group)
+        self.bound = True
+
+    def _add(self, device: Device, group: list[tuple[Tensor, Bytes]]) -> None:
+        first = group[0][0]
+        begin, place = first.offset, first.buffer
+        assert place is not None
+        together = np.zeros(_end(group[-1][0]) - begin, np.uint8)
+        for t, data in group:
+            at = t.offset - begin
+            self._copies.append((together[at : at + len(data)], data))
+        self._writes.append((device.write, Tensor("I8", (together.size,)).put(place, begin), together.data))
 
     def step(self) -> Outputs:
         """Run with the contents that the bound arrays have now."""
-        for write, t, data in self.writes:
-            write(t, data)
+        for staged, data in self._copies:
+            staged[:] = data
+        for write, t, bytes_ in self._writes:
+            write(t, bytes_)
         return self.staged.run({})
+
+
+def _end(t: Tensor) -> int:
+    return t.offset + t.nbytes
 
 
 class Context:
@@ -246,7 +276,7 @@ class Context:
         runner = self._runners.get(shape)
         if runner is None:
             runner = self._compile(shape)
-        if not runner.writes:
+        if not runner.bound:
             runner.bind(self._step_arrays())
         self._position[0] = position
         self._token[0] = token

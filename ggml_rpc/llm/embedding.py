@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .gguf_file import GgufTensor
 
 
+_ROWS_KEPT = 1024
+"""Converted rows that are kept for single tokens: text repeats itself, and a look-up here wakes no thread."""
+
+
 class Embedding:
     """Look tokens up in a table that stays in its file.
 
@@ -40,6 +44,7 @@ class Embedding:
         self._plain = plain.get(table.type)
         rows = table.data.reshape(self.n_vocab, -1)
         self._rows = rows if self._plain is None else rows.view(self._plain)
+        self._kept: dict[int, NDArray[np.float32]] = {}
         self._plans: dict[int, tuple[Plan, Tensor, NDArray[np.uint8]]] = {}
 
     def lookup(self, tokens: Sequence[int] | NDArray[np.integer], out: NDArray[np.float32]) -> None:
@@ -55,6 +60,21 @@ class Embedding:
         if self._plain is not None:
             out[...] = self._rows[tokens]
             return
+        n = len(tokens)
+        if n == 1:
+            token = int(tokens[0])
+            kept = self._kept.get(token)
+            if kept is None:
+                if len(self._kept) >= _ROWS_KEPT:
+                    self._kept.clear()
+                self._convert(tokens, out)
+                self._kept[token] = out[0].copy()
+            else:
+                out[0] = kept
+            return
+        self._convert(tokens, out)
+
+    def _convert(self, tokens: Sequence[int] | NDArray[np.integer], out: NDArray[np.float32]) -> None:
         n = len(tokens)
         found = self._plans.get(n)
         if found is None:
