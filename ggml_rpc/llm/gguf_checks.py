@@ -104,13 +104,10 @@ def nonfinite_in(data: np.ndarray, spec: TypeSpec, ne0: int) -> bool:
     if not header:
         return _any_in_blocks(data, block, fields, rows)
     groups = data.reshape(-1, rows * spec.row_bytes(ne0))
-    # A header begins with its scale: a half if it has no room for more.
+    # A header begins with its scale, a half if it has no room for more; no such type has numbers in its blocks too.
     half = spec.row_meta == 2
     scale = _f16(0)[0] if half else _F32
-    if _any_in_blocks(groups.reshape(-1), groups.shape[1], [scale], rows, spec.row_meta):
-        return True
-    assert not fields, "no type has numbers both in front of rows and in blocks"
-    return False
+    return _any_in_blocks(groups.reshape(-1), groups.shape[1], [scale], rows, spec.row_meta)
 
 
 def _any_in_blocks(data: np.ndarray, block: int, fields: list[_Field], count: int, step: int = 0) -> bool:

@@ -120,6 +120,8 @@ class GgufTensor:
     def data(self) -> np.ndarray:
         """Return the bytes as a read-only view of the mapped file, shape (nbytes,), uint8; nothing is copied.
 
+        Its pages are read when they are touched: a file must not be cut short while it is open.
+
         Raises
         ------
         ModelError

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ggml_rpc.errors import ModelError
+from ggml_rpc.llm import gguf_checks
 from ggml_rpc.llm.gguf_checks import checked_types, has_nonfinite, nonfinite_in
 from ggml_rpc.llm.gguf_file import GgufFile
 from ggml_rpc.spec.types import TYPE_BY_NAME, TYPES
@@ -38,6 +39,7 @@ def finite(name: str, raw: np.ndarray) -> bool:
 
 def test_every_type_can_be_judged() -> None:
     assert checked_types() == {t.name for t in TYPES}
+    assert not any(TYPE_BY_NAME[name].row_meta for name in gguf_checks._FIELDS)
 
 
 @pytest.mark.parametrize("name", COMPARED)
