@@ -73,6 +73,7 @@ class ViewOps(Nodes):
         axes = (a0, a1, a2, a3)
         if sorted(axes) != [0, 1, 2, 3]:
             raise self._broken(_PERMUTE, f"axes {list(axes)}: each of 0 to 3 must occur once")
+        self._keep_rows(_PERMUTE, x, axes)
         ne, nb = [0, 0, 0, 0], [0, 0, 0, 0]
         for axis, n, stride in zip(axes, x.ne, x.nb, strict=True):
             ne[axis], nb[axis] = n, stride
@@ -81,10 +82,18 @@ class ViewOps(Nodes):
 
     def transpose(self, x: Tensor) -> Tensor:
         """Exchange dimensions 0 and 1."""
+        self._keep_rows(_TRANSPOSE, x, (1, 0))
         ne0, ne1, ne2, ne3 = x.ne
         nb0, nb1, nb2, nb3 = x.nb
         dims = x.n_dims if x.n_dims > 2 else 2
         return self._look(_TRANSPOSE, x, (ne1, ne0, ne2, ne3), (nb1, nb0, nb2, nb3), dims=dims)
+
+    def _keep_rows(self, op: Op, x: Tensor, axes: Sequence[int]) -> None:
+        spec = TYPE_BY_ID[x.type_id]
+        if spec.block > 1 and axes[0] != 0:
+            raise self._broken(op, f"the blocks of {spec.name} lie along dimension 0, which must stay")
+        if spec.row_group > 1 and axes[1] != 1:
+            raise self._broken(op, f"the rows of {spec.name} are interleaved: dimension 1 must stay")
 
     def _shape(self, op: Op, ne: Sequence[int]) -> tuple[int, int, int, int]:
         if not 1 <= len(ne) <= 4 or min(ne) < 0:
