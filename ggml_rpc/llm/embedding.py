@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from .gguf_file import GgufTensor
 
 
-_ROWS_KEPT = 1024
-"""Converted rows that are kept for single tokens: text repeats itself, and a look-up here wakes no thread."""
-
-
 class Embedding:
     """Look tokens up in a table that stays in its file.
 
@@ -34,9 +30,12 @@ class Embedding:
         [n_embd, n_vocab].
     device : Device
         A device of this machine.
+    keep : int
+        Converted rows to keep for single tokens: text repeats itself, and a row that is kept wakes no thread.
     """
 
-    def __init__(self, table: GgufTensor, device: Device) -> None:
+    def __init__(self, table: GgufTensor, device: Device, *, keep: int = 1024) -> None:
+        self._keep = keep
         self.n_embd, self.n_vocab = table.ne[:2]
         self._type = table.type
         self._device = device
@@ -65,7 +64,7 @@ class Embedding:
             token = int(tokens[0])
             kept = self._kept.get(token)
             if kept is None:
-                if len(self._kept) >= _ROWS_KEPT:
+                if len(self._kept) >= self._keep:
                     self._kept.clear()
                 self._convert(tokens, out)
                 self._kept[token] = out[0].copy()

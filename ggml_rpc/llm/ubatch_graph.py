@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggml_rpc.errors import ContextError
 from ggml_rpc.graph.builder import Graph
 
 from .arch.blocks import CacheInputs, HeadGraph, LayerGraph
@@ -31,6 +32,11 @@ class Best:
     """
 
     k: int
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.k < 1:
+            raise ContextError(f"at least one of the logits must be kept, not {self.k}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +150,11 @@ def _reduced(g: Graph, logits: Tensor, best: Best | None, device: Device) -> Uba
     if best.k == 1:
         return UbatchGraph(g, None, g.output(g.argmax(logits), "ids"))
     n_vocab, n = logits.ne[:2]
+    k = min(best.k, n_vocab)
     if device.speaks("TOP_K"):
-        ids = g.top_k(logits, best.k)
+        ids = g.top_k(logits, k)
     else:
         order = g.argsort(logits, "desc")
-        ids = g.cont(g.view(order, (best.k, n), nb=(order.nb[1],)))
+        ids = g.cont(g.view(order, (k, n), nb=(order.nb[1],)))
     chosen = g.get_rows(g.reshape(logits, 1, n_vocab, n), ids)
-    return UbatchGraph(g, g.output(g.reshape(chosen, best.k, n), "logits"), g.output(ids, "ids"))
+    return UbatchGraph(g, g.output(g.reshape(chosen, k, n), "logits"), g.output(ids, "ids"))
