@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from types import TracebackType
 
 from ggml_rpc.errors import ConnectionLost, DeadlineExceeded, ProtocolError, RpcError, ServerRefused
@@ -19,7 +18,9 @@ from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import Dialect
 from ggml_rpc.transport import tcp
 
+from .callbacks import CloseCallbacks
 from .handshake import greet
+from .history import History
 from .replies import Awaited, Replies
 from .requests import Part, Request, Requests
 
@@ -27,14 +28,11 @@ from .requests import Part, Request, Requests
 SMALL_BYTES = 1 << 16
 # A kernel takes at most 1024 pieces in a call.
 _MAX_PIECES = 512
-# How often a sender that cannot go on looks whether it must now read replies, which another thread did until then.
+# How often a sender that cannot go on looks whether it must now read replies, which another thread did until then; and
+# how long a small send waits for another thread's.
 _TICK_SECONDS = 0.01
 # Waits are cut into pieces of this, which every platform's poll and lock can take.
 _LONGEST_WAIT_SECONDS = 3600.0
-_KEPT_NAMES = 256
-_SHOWN_NAMES = 6
-
-OnClose = Callable[["RpcError | None"], None]
 
 
 class Pending(Awaited):
@@ -74,37 +72,6 @@ class Pending(Awaited):
             self._connection._wait(self, timeout)
         assert self.value is not None
         return self.value
-
-
-class CloseCallbacks:
-    """Who is told when a connection ends: each once, with the error, or None for a polite close."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._callbacks: list[OnClose] | None = []
-        self._error: RpcError | None = None
-
-    def append(self, callback: OnClose) -> None:
-        """Register a function. If the connection has ended already it is called at once. It must not raise."""
-        with self._lock:
-            if self._callbacks is not None:
-                self._callbacks.append(callback)
-                return
-        callback(self._error)
-
-    def remove(self, callback: OnClose) -> None:
-        """Forget a function; one that is not registered (any more) is no error."""
-        with self._lock:
-            if self._callbacks is not None and callback in self._callbacks:
-                self._callbacks.remove(callback)
-
-    def _call(self, error: RpcError | None) -> None:
-        with self._lock:
-            callbacks, self._callbacks = self._callbacks, None
-            if callbacks is not None:
-                self._error = error
-        for callback in callbacks or ():
-            callback(error)
 
 
 class Connection:
@@ -177,13 +144,13 @@ class Connection:
         self._close_socket = weakref.finalize(self, self._sock.close)
         self._requests = Requests(self.dialect)
         self._replies = Replies(self._peer)
-        # Sending. The lock is reentrant because a finalizer may free a buffer at any moment, also within a send.
+        # Sending. A finalizer may free a buffer at any moment, also while this very thread sends, reads or holds a
+        # lock: so small commands are gathered without one, and the lock is reentrant.
         self._send_lock = threading.RLock()
         self._sending = False
-        self._out = bytearray()
-        self._later: deque[tuple[Request, Awaited | None]] = deque()
-        self._names: deque[Command] = deque(maxlen=_KEPT_NAMES)
-        self._n_sent = 0
+        self._gathered: deque[tuple[Command, bytes, Awaited | None]] = deque()
+        self._n_gathered = 0  # bytes, about: threads may overtake each other
+        self._history = History()
         # Receiving: one thread at a time reads, the others wait for their turn or their reply.
         self._turn = threading.Condition()
         self._reader = 0
@@ -236,7 +203,15 @@ class Connection:
             As `Pending.result`, if the connection fails or has failed.
         """
         request = self._requests.without_result(command, parts)
-        self._submit(request, Awaited(command, 0) if request.rule.answered else None)
+        awaited = Awaited(command, 0) if request.rule.answered else None
+        if request.urgent or request.size >= SMALL_BYTES:
+            self._submit(request, awaited)
+            return
+        self._check()
+        self._gather(request, awaited)
+        if self._n_gathered >= SMALL_BYTES:
+            # Another thread that sends may need what this one holds, so no longer than that; it is only gathered then.
+            self._submit(None, None, patience=_TICK_SECONDS)
 
     def call(self, command: Command, *parts: Part, into: memoryview | None = None) -> Pending:
         """Send a command that has a reply, and all that was gathered before; do not wait for the reply.
@@ -282,7 +257,7 @@ class Connection:
             self._closed = True
             self._close_socket()
             return
-        if not self._closed and self._n_sent == 0:
+        if not self._closed and self._history.n_sent == 0:
             self._settle()
         with self._turn:
             self._closed = True
@@ -298,82 +273,63 @@ class Connection:
         if self._send_lock.acquire(blocking=False):
             try:
                 if not self._sending:
-                    self._sock.send(self._requests.harmless())
-            except OSError as e:
-                self._break(ConnectionLost(f"{self._peer} had closed the connection: {e.strerror}"))
+                    with contextlib.suppress(OSError):  # it left first
+                        self._sock.send(self._requests.harmless())
             finally:
                 self._send_lock.release()
 
     # ---- Sending -------------------------------------------------------------------------------------------------
 
-    def _submit(self, request: Request | None, awaited: Awaited | None) -> None:
+    def _gather(self, request: Request, awaited: Awaited | None) -> None:
+        data = b"".join((request.header, *request.parts))
+        self._gathered.append((request.rule.command, data, awaited))
+        self._n_gathered += len(data)
+
+    def _submit(self, request: Request | None, awaited: Awaited | None, patience: float = -1) -> None:
+        """Send what is gathered and then a request; within this thread's own send or read (a finalizer), gather it."""
         self._check()
-        if self._reader == threading.get_ident():
-            self._defer(request, awaited)
-            return
         try:
-            with self._send_lock:
-                if self._sending:
-                    self._defer(request, awaited)
-                    return
-                self._send_all(request, awaited)
+            if not self._send_lock.acquire(timeout=patience):
+                return
+            try:
+                if not self._sending and self._reader != threading.get_ident():
+                    self._send_all(request, awaited)
+                elif request is not None:
+                    self._gather(request, awaited)
+            finally:
+                self._send_lock.release()
         finally:
             if self._closed:
                 self._bury()
-
-    def _defer(self, request: Request | None, awaited: Awaited | None) -> None:
-        """Keep a request of a finalizer that runs within this very thread's send or read for the next send."""
-        if request is not None:
-            self._later.append((request.copied(), awaited))
 
     def _send_all(self, request: Request | None, awaited: Awaited | None) -> None:
         self._sending = True
         clean = False
         try:
             self._check()
-            while self._later:
-                self._put(*self._later.popleft())
+            out = bytearray()
+            self._n_gathered = 0
+            while self._gathered:
+                command, data, due = self._gathered.popleft()
+                self._note(command, due)
+                out += data
+            pieces: list[Part] = [out] if out else []
             if request is not None:
-                self._put(request, awaited)
-            if request is None or request.urgent:
-                self._flush()
+                self._note(request.rule.command, awaited)
+                pieces = request.pieces(out, SMALL_BYTES)
+            self._write(pieces)
             clean = True
         finally:
             self._sending = False
             if not clean:
                 self._break(ConnectionLost(f"sending to {self.endpoint} was interrupted"))
 
-    def _put(self, request: Request, awaited: Awaited | None) -> None:
-        """Append a request to what is gathered, or send it if it is large."""
-        self._names.append(request.rule.command)
-        self._n_sent += 1
+    def _note(self, command: Command, awaited: Awaited | None) -> None:
+        """Note a request that is sent next, before its reply can come."""
+        number = self._history.add(command)
         if awaited is not None:
-            awaited.number = self._n_sent
+            awaited.number = number
             self._replies.expect(awaited)
-        out = self._out
-        out += request.header
-        if request.size < SMALL_BYTES:
-            for part in request.parts:
-                out += part
-            if len(out) >= SMALL_BYTES:
-                self._flush()
-            return
-        pieces: list[Part] = [out]
-        for part in request.parts:
-            last = pieces[-1]
-            if len(part) < SMALL_BYTES and isinstance(last, bytearray):
-                last += part
-            elif len(part) < SMALL_BYTES:
-                pieces.append(bytearray(part))
-            else:
-                pieces.append(part)
-        self._out = bytearray()
-        self._write(pieces)
-
-    def _flush(self) -> None:
-        if self._out:
-            out, self._out = self._out, bytearray()
-            self._write([out])
 
     def _write(self, pieces: list[Part]) -> None:
         sock = self._sock
@@ -397,7 +353,7 @@ class Connection:
         while True:
             left = max(begin, self._progress) + self.timeout - time.monotonic()
             if left <= 0:
-                names = self._unanswered()
+                names = self._history.after(self._replies.answered)
                 raise self._break(DeadlineExceeded(f"{self._peer} did not take {names} for {self.timeout:g} s"))
             reading = self._lead()
             try:
@@ -455,7 +411,7 @@ class Connection:
         left = max(begin, self._progress) + limit - time.monotonic()
         if left > 0:
             return left
-        names = self._unanswered()
+        names = self._history.after(self._replies.answered)
         raise self._break(DeadlineExceeded(f"no answer to {names} from {self._peer} for {limit:g} s"))
 
     def _follow(self, pending: Pending, begin: float, limit: float) -> None:
@@ -538,7 +494,7 @@ class Connection:
                     self._unlead()
             finally:
                 self._send_lock.release()
-        self.on_close._call(self._error)
+        self.on_close.call(self._error)
 
     def _ended(self, cause: OSError | None) -> RpcError:
         """Return the error for a connection that the other side ended."""
@@ -546,23 +502,10 @@ class Connection:
         due = self._replies.due
         if self._replies.midway and due is not None:
             return ConnectionLost(f"{self._peer} {how} within its answer to {due.command.name}")
-        names = self._unanswered()
+        names = self._history.after(self._replies.answered)
         if names:
             return ServerRefused(f"{self._peer} {how} after {names}; its log may say why")
         return ConnectionLost(f"{self._peer} {how}")
-
-    def _unanswered(self) -> str:
-        """Name the requests since the last that was answered, in order."""
-        n_open = self._n_sent - self._replies.answered
-        names = [c.name for c in self._names.copy()][-n_open:] if n_open else []
-        runs: list[tuple[str, int]] = []
-        for name in names:
-            if runs and runs[-1][0] == name:
-                runs[-1] = (name, runs[-1][1] + 1)
-            else:
-                runs.append((name, 1))
-        shown = [name if n == 1 else f"{name} ({n} times)" for name, n in runs[-_SHOWN_NAMES:]]
-        return ", ".join(["..."] * (len(runs) > _SHOWN_NAMES) + shown)
 
 
 def _milliseconds(seconds: float) -> int:

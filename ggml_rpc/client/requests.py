@@ -72,9 +72,19 @@ class Request:
         self.parts = parts
         self.urgent = urgent
 
-    def copied(self) -> Request:
-        """Return the request with a payload of its own."""
-        return Request(self.rule, self.size, [bytes(part) for part in self.parts], self.urgent)
+    def pieces(self, out: bytearray, large: int) -> list[Part]:
+        """Return pieces to send: `out`, to which the header and small parts are added, and parts from `large` on."""
+        out += self.header
+        pieces: list[Part] = [out]
+        for part in self.parts:
+            last = pieces[-1]
+            if len(part) >= large:
+                pieces.append(part)
+            elif isinstance(last, bytearray):  # ours: those of callers are views by now
+                last += part
+            else:
+                pieces.append(bytearray(part))
+        return pieces
 
 
 class Requests:
