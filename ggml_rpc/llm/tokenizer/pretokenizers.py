@@ -72,8 +72,19 @@ _DEEPSEEK3_START = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
 )
 _DEEPSEEK3 = _DEEPSEEK3_START + r"[\r\n]*|" + _LINES + "|" + _SPACES
-# Groups of three digits counted from the right; text before the digits stays with the first group.
-_DIGITS_FROM_RIGHT = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# Groups of three digits counted from the right; text before the digits stays with the first group. Two steps, so that the
+# rest of a long number is looked over once and not once a group.
+_DIGITS_FROM_RIGHT = (
+    r"(?:\P{N}++|(?<!\p{N}))\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))|\P{N}++",
+    r"(?<!\P{N})\p{N}{3}",
+)
+# The same, but what follows the digits stays with the last group.
+_THREES = "(?=(?:[0-9]{3})++(?![0-9]))"
+_SUPERBPE = (
+    r"\p{N}+",
+    rf"(?<![0-9]){_THREES}|(?<=[^0-9][0-9]|\A[0-9]){_THREES}|(?<=[^0-9][0-9]{{2}}|\A[0-9]{{2}}){_THREES}",
+    "[0-9]{3}(?=[0-9]{3})",
+)
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 
@@ -204,7 +215,7 @@ _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
     ),
     (
         "tiny_aya cohere2moe",
-        PreTokenizer((_DIGITS_FROM_RIGHT, _caseless(_CONTRACTION + "?", r"\p{N}{1,3}"))),
+        PreTokenizer((*_DIGITS_FROM_RIGHT, _caseless(_CONTRACTION + "?", r"\p{N}{1,3}"))),
     ),
     (
         "chameleon",
@@ -221,7 +232,7 @@ _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     ("kimi-k2", PreTokenizer((_KIMI,))),
-    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(?:[0-9]{3})+(?![0-9]))"))),
+    ("superbpe", PreTokenizer(_SUPERBPE)),
     (
         "bailingmoe bailingmoe2 llada-moe",
         PreTokenizer(
@@ -246,7 +257,7 @@ _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
         ),
     ),
     ("ufakzeka", PreTokenizer(("|".join((_WORD, r"\p{N}", _SIGNS, _LINES, _SPACES)),))),
-    ("afmoe", PreTokenizer((_DIGITS_FROM_RIGHT, _ASIAN, _DEEPSEEK3))),
+    ("afmoe", PreTokenizer((*_DIGITS_FROM_RIGHT, _ASIAN, _DEEPSEEK3))),
     ("laguna", PreTokenizer((_NEWLINES, _QWEN2))),
     (
         "exaone-moe",
