@@ -1,4 +1,7 @@
-"""Show it all at once: ``ggml-rpc demo`` splits a real model over two servers and lets a stock client write text."""
+"""Show it all at once: ``ggml-rpc demo`` splits a real model over two servers and lets two clients write text.
+
+The first is a stock llama.cpp, the second this package's own.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from ggml_rpc.errors import RpcError
 from ggml_rpc.peers import PeerError, find_model, find_peer
 from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
+
+if TYPE_CHECKING:
+    from ggml_rpc.llm.loader import LoadProgress
 
 PROMPT = "The history of the printing press began"
 BAR_WIDTH = 32
@@ -148,8 +155,46 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         if not complete or status != 0:
             print(f"the stock client ended with status {status}", file=sys.stderr)
             return 1
-        print(f"two servers, one model, {time.perf_counter() - start:.1f} s in all", file=out)
+        print(f"two servers, one model, {time.perf_counter() - start:.1f} s in all\n", file=out)
+        write_with_own_client(model, [server.endpoint for server in servers], args, out)
     return 0
+
+
+def write_with_own_client(model: Path, endpoints: Sequence[str], args: argparse.Namespace, out: TextIO) -> None:
+    """Let this package's client write text over the same servers.
+
+    Raises
+    ------
+    RpcError
+        If the model cannot be loaded or a server is lost.
+    """
+    from ggml_rpc.llm.generate import LLM  # noqa: PLC0415  native modules, which --help does not need
+    from ggml_rpc.llm.sampling import SamplingParams  # noqa: PLC0415
+
+    print(f"client: this package's own, the same servers and model {model.name}", file=out)
+    bar = Bar("loading the model onto the servers", out)
+    done: dict[object, float] = {}
+    start = time.perf_counter()
+
+    def loaded(progress: LoadProgress) -> None:
+        done[progress.device] = progress.bytes_done / max(progress.bytes_total, 1)
+        bar.show(min(done.values()) if len(done) == len(endpoints) else 0.0)
+
+    with LLM(model, rpc=endpoints, n_ctx=1024, tensor_split="1,1", progress=loaded) as llm:
+        bar.finish(f"{time.perf_counter() - start:.1f} s")
+        layers: dict[str, list[int]] = {}
+        homes = [*llm.model.placement.layers, llm.model.placement.output]
+        for number, device in enumerate(homes):
+            layers.setdefault(device, []).append(number)
+        for line in placement(layers, {d.name: str(d.endpoint) for d in llm.model.devices.all}):
+            print(line, file=out)
+        print(f"\n{args.prompt}", end="", file=out, flush=True)
+        answer = llm.generate(args.prompt, max_tokens=args.tokens, sampling=SamplingParams(seed=args.seed))
+        for token in answer:
+            print(token.text, end="", file=out, flush=True)
+        times = answer.timings
+    generated = f"generated {times.n_generated + 1} tokens, {times.generate_rate:.1f} tokens/s"
+    print(f"\n\nprompt {times.n_prompt} tokens, {times.prompt_rate:.1f} tokens/s; {generated}", file=out)
 
 
 def _end(client: subprocess.Popen[str]) -> None:
@@ -177,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return run(args, sys.stdout)
-    except (PeerError, ServerError) as error:
+    except (PeerError, ServerError, RpcError) as error:
         print(f"ggml-rpc demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Render one chat template in a process of its own: ``main`` reads a job from standard input and prints the result.
 
-A template is a program from a model file. Jinja2's sandbox keeps it from Python's objects, but not from loops in loops or
-from texts that double: those end with this process, whose memory and time are limited.
+A template is a program from a model file. Jinja2's sandbox keeps it from Python's objects, but not from loops in loops
+or from texts that double: those end with this process, whose memory and time are limited.
 """
 
 from __future__ import annotations

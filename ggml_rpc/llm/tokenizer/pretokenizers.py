@@ -72,8 +72,8 @@ _DEEPSEEK3_START = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
 )
 _DEEPSEEK3 = _DEEPSEEK3_START + r"[\r\n]*|" + _LINES + "|" + _SPACES
-# Groups of three digits counted from the right; text before the digits stays with the first group. Two steps, so that the
-# rest of a long number is looked over once and not once a group.
+# Groups of three digits counted from the right; text before the digits stays with the first group. Two steps, so that
+# the rest of a long number is looked over once and not once a group.
 _DIGITS_FROM_RIGHT = (
     r"(?:\P{N}++|(?<!\p{N}))\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))|\P{N}++",
     r"(?<!\P{N})\p{N}{3}",

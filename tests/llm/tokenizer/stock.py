@@ -64,7 +64,7 @@ def with_pre(data: bytes, name: str) -> bytes:
     return before + head + text(name) + after
 
 
-log = Log()  # noqa: F841  # keeps the library quiet
+log = Log()  # keeps the library quiet
 for job in json.load(sys.stdin):
     if job.get("pre") is None:
         result = answer(job, job["model"])
