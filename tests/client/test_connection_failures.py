@@ -193,9 +193,9 @@ def test_a_deadline_counts_from_the_last_progress() -> None:
     def slowly(peer: Peer) -> None:
         for i in range(8):
             peer.send((struct.pack("<Q", 16) + bytes(16))[3 * i : 3 * i + 3])
-            pause.wait(SOON)
+            pause.wait(0.15)
 
-    with connected(after_request(slowly), Peer.hang, timeout=3 * SOON) as connection:
+    with connected(after_request(slowly), Peer.hang, timeout=1.0) as connection:
         assert ask_memory(connection).result() == bytes(16)
 
 
@@ -309,31 +309,35 @@ def test_a_real_server_refuses() -> None:
 
 
 @contextmanager
-def interrupting() -> Iterator[Script]:
-    """Give a step that interrupts the main thread as Ctrl-C does, a moment after it began to wait."""
+def interrupting(waits: Callable[[Connection], object]) -> Iterator[tuple[Script, list[Connection]]]:
+    """Give a step that interrupts the main thread as Ctrl-C does, once the connection put into the list waits."""
     main = threading.main_thread().ident
     pause = threading.Event()
+    connections: list[Connection] = []
     assert main is not None
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     def step(_: Peer) -> None:
-        pause.wait(0.05)
+        while not (connections and waits(connections[0])):
+            pause.wait(0.001)
+        pause.wait(0.02)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        yield step
+        yield step, connections
     finally:
         signal.signal(signal.SIGUSR1, previous)
 
 
 def test_an_interrupted_wait_ends_the_connection() -> None:
     with (
-        interrupting() as interrupt,
+        interrupting(lambda connection: connection._reader) as (interrupt, connections),
         connected(after_request(send(b"\x10\0\0"), interrupt, Peer.hang)) as connection,
     ):
+        connections.append(connection)
         ends: list[RpcError | None] = []
         connection.on_close.append(ends.append)
         pending = ask_memory(connection)
@@ -348,7 +352,11 @@ def test_an_interrupted_wait_ends_the_connection() -> None:
 
 def test_an_interrupted_send_ends_the_connection() -> None:
     done = threading.Event()
-    with interrupting() as interrupt, connected(interrupt, lambda peer: peer.stall(done)) as connection:
+    with (
+        interrupting(lambda connection: connection._sending) as (interrupt, connections),
+        connected(interrupt, lambda peer: peer.stall(done)) as connection,
+    ):
+        connections.append(connection)
         with pytest.raises(KeyboardInterrupt):
             connection.send(Command.SET_TENSOR, bytes(64 << 20))
         done.set()

@@ -20,7 +20,7 @@ from tests.server.stock import auto_server, wait_until_left
 from tests.support.wiretensor import Arena
 from tests.wire.kinds import KINDS
 
-from .fakeserver import FakeServer, Leave, Peer, Script, WiredClient, answering
+from .fakeserver import SECONDS, FakeServer, Leave, Peer, Script, WiredClient, answering
 
 
 def check_served(connection: Connection) -> None:
@@ -246,8 +246,9 @@ def test_another_protocol_is_named_as_such(data: bytes) -> None:
     ids=["close", "reset", "answer-close", "header-close", "body-close", "hang", "header-hang", "body-hang"],
 )
 def test_a_broken_hello(script: Script, error: type[Exception], text: str) -> None:
+    patience = 0.1 if error is DeadlineExceeded else SECONDS
     with FakeServer(script) as server, pytest.raises(error) as failure:
-        Connection(server.endpoint, connect_timeout=0.1)
+        Connection(server.endpoint, connect_timeout=patience)
     assert type(failure.value) is error
     assert text in str(failure.value)
     assert server.endpoint in str(failure.value)
