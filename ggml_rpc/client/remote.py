@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -92,7 +92,7 @@ class Server:
     def ping(self) -> float:
         """Return the seconds of one round trip."""
         start = time.perf_counter()
-        self.devices[0].memory()
+        self.devices[0].round_trip()
         return time.perf_counter() - start
 
     def close(self) -> None:
@@ -164,6 +164,7 @@ class RemoteDevice(Device):
             raise ProtocolError(f"{self}: GET_ALIGNMENT: {self.alignment} is no sensible power of two")
         self.max_size = self._number(Command.GET_MAX_SIZE)
         self.graphs = _StoredGraphs(self)
+        self._last_plan: Callable[[], RemotePlan | None] = lambda: None
 
     def _number(self, command: Command) -> int:
         value: int = _U64.unpack(self._connection.call(command, self._prefix).result())[0]
@@ -318,9 +319,19 @@ class RemoteDevice(Device):
         self.server.free_dead()
         self._connection.flush()
 
+    def round_trip(self) -> None:
+        """Ask what costs the server nothing, and wait for the answer."""
+        self._connection.call(Command.GET_ALIGNMENT, self._prefix).result()
+
     def synchronize(self) -> None:
         """Wait until the server has done everything asked so far."""
-        self._connection.call(Command.GET_DEVICE_MEMORY, self._prefix).result()
+        plan = self._last_plan()
+        if plan is None:
+            self.round_trip()
+        else:
+            # A server may answer queries while a graph runs, but not about what the graph is making.
+            request = (self._encoder.tensor(plan.last), _2U64.pack(0, 1))
+            self._connection.call(Command.GET_TENSOR, *request).result()
         self.server.check_statuses()
 
 
@@ -366,6 +377,7 @@ class RemotePlan(DevicePlan):
 
     def __init__(self, device: RemoteDevice, nodes: Sequence[Tensor]) -> None:
         self._device = device
+        self.last = next((t for t in reversed(nodes) if t.nbytes), nodes[-1])
         self._payload = bytearray(device._encoder.graph(nodes, device.number))
         dialect = device._dialect
         at = {f.name: f.offset for f in dialect.request_fields(Command.GRAPH_COMPUTE)}
@@ -380,6 +392,7 @@ class RemotePlan(DevicePlan):
         device, graphs = self._device, self._device.graphs
         connection = device._connection
         with graphs.lock:
+            device._last_plan = weakref.ref(self)
             uid = graphs.known(self)
             if uid is not None:
                 name = _U64.pack(uid) if self._uid_at is not None else b""
