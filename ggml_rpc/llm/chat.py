@@ -13,6 +13,7 @@ from .tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
 MAX_TEMPLATE = 1 << 20  # characters
+MAX_LINE = 300  # characters of a message that a template writes
 _CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -125,12 +126,12 @@ class ChatTemplate:
         if done.returncode != 0:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             cause = lines[-1] if lines else f"its process ended with status {done.returncode}"
-            raise ModelError(f"the model's chat template could not be rendered: {cause}")
+            raise ModelError(f"the model's chat template could not be rendered: {_line(cause)}")
         result = json.loads(done.stdout)
         if "refused" in result:
-            raise ModelError(f"the model's chat template refuses these messages: {result['refused']}")
+            raise ModelError(f"the model's chat template refuses these messages: {_line(result['refused'])}")
         if "failed" in result:
-            raise ModelError(f"the model's chat template does not work: {result['failed']}")
+            raise ModelError(f"the model's chat template does not work: {_line(result['failed'])}")
         text: str = result["text"]
         return text
 
@@ -155,3 +156,8 @@ class ChatTemplate:
         if self._tokenizer.adds_eos and self._eos:
             text = text.removesuffix(self._eos)
         return self._tokenizer.encode(text, parse_special=True)
+
+
+def _line(text: str) -> str:
+    """Make one line of what a template, or its failure, says."""
+    return " ".join(text.split())[:MAX_LINE]

@@ -246,7 +246,9 @@ class Vocabulary:
         self.add_eos = read.flag(metadata, "tokenizer.ggml.add_eos_token", False)
         for wanted, name in ((self.add_bos, "bos"), (self.add_eos, "eos"), (bert, "seperator")):
             if wanted and name not in self.special:
-                raise ModelError(f"the model wants its {name} token around each text, but the file names none")
+                raise ModelError(
+                    f"the model wants a token around each text, but the file lacks tokenizer.ggml.{name}_token_id"
+                )
 
     def _find_by_text(self) -> None:
         for name, texts in _BY_TEXT.items():

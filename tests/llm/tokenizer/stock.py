@@ -1,7 +1,7 @@
 """What a stock llama.cpp says about vocabularies: run with the peer's Python and the driver's folder, prints JSON.
 
-Reads a list of jobs ``{"model": file, "pre": name or null, "texts": [...], "pieces": bool}`` from standard input. With
-``pre`` the file's name of a pre-tokenizer, which must be ``gpt-2``, is replaced by that one first. Answers a line a job.
+Reads a list of jobs ``{"model": file, "pre": name or null, "texts": [...], "pieces": bool}`` from standard input and
+answers a line a job. With ``pre`` the file's name of a pre-tokenizer, which must be ``gpt-2``, is replaced by that one.
 """
 
 from __future__ import annotations
