@@ -18,6 +18,7 @@ from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.spec.types import TYPE_BY_NAME
 
 from .arch.blocks import LayerCache
+from .mask_form import mask_multiple
 
 if TYPE_CHECKING:
     from ggml_rpc.client.device import Buffer, Device
@@ -114,7 +115,12 @@ def cache_leaves(hp: HParams, settings: CacheSettings, il: int) -> tuple[Tensor,
 
 def padded(n: int) -> int:
     """Return the next multiple of `CELLS_STEP`."""
-    return -(-n // CELLS_STEP) * CELLS_STEP
+    return rounded(n, CELLS_STEP)
+
+
+def rounded(n: int, multiple: int) -> int:
+    """Return the next multiple of a number."""
+    return -(-n // multiple) * multiple
 
 
 class Cells:
@@ -131,10 +137,13 @@ class Cells:
         float32 or float16.
     transposed : bool
         V lies transposed: its rows are single elements.
+    multiple : int
+        Masks of several tokens have a multiple of this many rows.
     """
 
-    def __init__(self, kind: Kind, mask_type: np.dtype[Any], *, transposed: bool) -> None:
+    def __init__(self, kind: Kind, mask_type: np.dtype[Any], *, transposed: bool, multiple: int = 1) -> None:
         self.kind = kind
+        self._multiple = multiple
         self._positions = np.full(kind.n_cells, _EMPTY, np.int64)
         self._used = 0
         self._channels = np.arange(kind.width_v, dtype=np.int64) * kind.n_cells if transposed else None
@@ -192,9 +201,9 @@ class Cells:
         return cells, (cells[:, None] + self._channels).reshape(-1)
 
     def mask(self, first: int, n: int) -> NDArray[Any]:
-        """Return what tokens at positions from `first` on see: [n, n_kv], 0 or minus infinity."""
-        out = np.empty((n, self.n_kv), self._row.dtype)
-        self._fill(first, n, out)
+        """Return what tokens at positions from `first` on see: [n or more, n_kv], 0 or minus infinity."""
+        out = np.zeros((rounded(n, self._multiple), self.n_kv), self._row.dtype)
+        self._fill(first, n, out[:n])
         return out
 
     def _fill(self, first: int, n: int, out: NDArray[Any]) -> None:
@@ -251,7 +260,10 @@ class KvCache:
         self.kind_of_layer = [distinct.index(kind) for kind in kinds]
         """Index into `cells` of each layer."""
         mask_type = np.dtype(np.float16 if settings.flash else np.float32)
-        self.cells = [Cells(kind, mask_type, transposed=not settings.flash) for kind in distinct]
+        self.mask_multiple = mask_multiple(layer_device, flash=settings.flash, windowed=hp.window > 0)
+        self.cells = [
+            Cells(kind, mask_type, transposed=not settings.flash, multiple=self.mask_multiple) for kind in distinct
+        ]
         leaves = [cache_leaves(hp, settings, il) for il in range(hp.n_layer)]
         self._buffers: list[Buffer] = []
         by_device: dict[Device, list[Tensor]] = {}

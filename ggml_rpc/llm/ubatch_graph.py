@@ -9,6 +9,7 @@ from ggml_rpc.errors import ContextError
 from ggml_rpc.graph.builder import Graph
 
 from .arch.blocks import CacheInputs, HeadGraph, LayerGraph
+from .kv_cache import rounded
 from .weights import EMBEDDING
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class UbatchGraph:
     ----------
     graph : Graph
         Its inputs: `embd` F32 [n_embd, n_tokens] or `tokens` I32, `positions` I32, `wanted` I32 if not all rows are,
-        and for kind i of cache `k_rows.i` and `v_rows.i` I64 and `mask.i` [n_kv, n_tokens].
+        and for kind i of cache `k_rows.i` and `v_rows.i` I64 and `mask.i` [n_kv, n_tokens or more].
     logits : Tensor or None
         F32 [n_vocab, n_outputs], or [k, n_outputs]: the logits of `ids`.
     ids : Tensor or None
@@ -139,7 +140,7 @@ def _cache_inputs(g: Graph, cache: KvCache, i: int, shape: Shape) -> CacheInputs
         shape.n_kv[i],
         g.input(f"k_rows.{i}", "I64", (n,)),
         g.input(f"v_rows.{i}", "I64", (n if flash else n * kind.width_v,)),
-        g.input(f"mask.{i}", "F16" if flash else "F32", (shape.n_kv[i], n)),
+        g.input(f"mask.{i}", "F16" if flash else "F32", (shape.n_kv[i], rounded(n, cache.mask_multiple))),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import pytest
 
 from ggml_rpc.client.device import Device
 from ggml_rpc.client.local import local_devices
-from ggml_rpc.client.remote import connect
 from ggml_rpc.llm.context import Context
 from ggml_rpc.llm.gguf_file import GgufFile
 from ggml_rpc.peers import prepare_peer
-from ggml_rpc.peers.process import PATIENT, ServerProcess, own_server_command
 from tests.e2e.conftest import need
 
 from .models import KINDS, MODELS, cached
@@ -39,19 +37,6 @@ def _peer() -> None:
 def local() -> Device:
     """Return the CPU of this machine."""
     return local_devices(threads=2)[0]
-
-
-@pytest.fixture(scope="module")
-def remote() -> Iterator[list[Device]]:
-    """Run two servers and yield a device of each."""
-    command = [*own_server_command(), "--proto", "8.0"]
-    with (
-        ServerProcess(command, ["-t", "1"], environment=PATIENT) as a,
-        ServerProcess(command, ["-t", "1"], environment=PATIENT) as b,
-        connect(a.endpoint) as first,
-        connect(b.endpoint) as second,
-    ):
-        yield [first.devices[0], second.devices[0]]
 
 
 def run(
@@ -106,14 +91,3 @@ def test_windows_over_many_ubatches(name: str, whole_window: bool, flash: bool, 
     got = run(path, [local], LONG, batches, n_ubatch=64, whole_window=whole_window, flash_attn=flash)
     expected = stock_logits(path, LONG, [1, 7, 292, *[1] * 30], flash="on" if flash else "off")
     assert nmse(got, expected) < (5e-6 if flash else 1e-6)
-
-
-@pytest.mark.parametrize("embedding", [False, True])
-@pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma3", "phi3-long"])
-def test_two_servers_compute_what_one_device_does(name: str, embedding: bool, remote: list[Device]) -> None:
-    """Bit for bit, with as many threads: flash attention splits a long row of keys among them."""
-    path = cached(MODELS[name], "Q4_K_M")
-    settings: dict[str, Any] = {"n_ubatch": 32, "flash_attn": True, "embedding": embedding}
-    alone = run(path, local_devices(threads=1), LONG, [300, *[1] * 30], **settings)
-    together = run(path, remote, LONG, [300, *[1] * 30], **settings)
-    assert np.array_equal(together, alone)

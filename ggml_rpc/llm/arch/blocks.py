@@ -244,7 +244,7 @@ class LayerGraph(Blocks):
         """Return x with each stretch of the matrix's length multiplied by it."""
         n = matrix.ne[0]
         whole = x if x.is_contiguous else self.g.cont(x)
-        turned = self.g.mul_mat(matrix, self.g.reshape(whole, n, x.n_elements // n))
+        turned = self.g.mul_mat(matrix, self.g.reshape(whole, n, x.n_elements // n), hint="src0_is_hadamard")
         return self.g.reshape(turned, *x.ne)
 
     def _store(self, k: Tensor, v: Tensor) -> None:
