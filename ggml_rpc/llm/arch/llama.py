@@ -30,7 +30,11 @@ class Llama(Architecture):
         hp = super().hparams(file)
         if hp.rope.n_dims != hp.head_dim_k:
             raise wrong(file, "rope.dimension_count", f"{hp.rope.n_dims} is not the head's {hp.head_dim_k}")
-        return replace(hp, n_ff_expert=hp.n_ff[0]) if hp.n_expert else hp
+        if not hp.n_expert:
+            return hp
+        if not hp.n_ff[0]:
+            raise wrong(file, "feed_forward_length", "it is missing")
+        return replace(hp, n_ff_expert=hp.n_ff[0])
 
     def rope_factors(self, hp: HParams) -> tuple[str, ...]:
         """Return one tensor for all contexts, or one for long and one for short ones."""
