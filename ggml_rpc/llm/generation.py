@@ -78,7 +78,8 @@ class Generation(Iterator[Token]):
         self._logprobs = options.logprobs
         self._ends = frozenset() if options.ignore_eos else tokenizer.end_ids
         self._on_token = options.on_token
-        self._decoder = Decoder(tokenizer)
+        # A model without a vocabulary gives ids alone.
+        self._decoder = None if tokenizer.kind in ("none", "no_vocab") else Decoder(tokenizer)
         self._cancelled = False
 
     @property
@@ -156,11 +157,11 @@ class Generation(Iterator[Token]):
         elif len(self.tokens) == self._max_tokens or len(self._session.tokens) == self._session.n_ctx:
             self.reason = "length"
         text = ""
-        if token not in self._ends:
+        if token not in self._ends and self._decoder is not None:
             text, stopped = self._stops.feed(self._decoder.feed(token))
             if stopped:
                 self.reason = "stop"
-        if self.reason is not None and self._stops.found is None:
+        if self.reason is not None and self._stops.found is None and self._decoder is not None:
             rest, stopped = self._stops.feed(self._decoder.finish())
             text += rest + self._stops.flush()
             if stopped:
