@@ -11,8 +11,11 @@ from ggml_rpc import __version__
 
 # Subcommand -> its line in the help. The module `ggml_rpc.cli.<subcommand>` has a `main(argv) -> int`.
 COMMANDS = {
+    "run": "let a language model write text or talk, on this machine and on servers",
+    "bench": "measure how fast a model runs, and the way to servers",
+    "perplexity": "measure how well a model predicts a text",
+    "devices": "list the compute devices of this machine or of servers",
     "demo": "split a real model over two local servers and let a stock client write text",
-    "devices": "list the compute devices of this machine",
 }
 
 
@@ -22,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="ggml-rpc",
-        description="Tools around the ggml RPC server (which is the command ggml-rpc-server).",
+        description="Language models on this machine and on RPC servers. The server is the command ggml-rpc-server.",
         epilog=f"commands:\n{lines}\n\n`ggml-rpc COMMAND --help` shows a command's own options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -87,7 +87,7 @@ class Model:
             Which of the devices take layers, in this order: `RPC0,CPU`; "none" for this machine's CPU alone. By default
             all but this machine's CPU, which takes them if there is no other.
         main_device : str, optional
-            One device that is to take all that `device` would share out.
+            One device that is to take all that `device` would share out: its name, or its place among them.
         n_gpu_layers : int, optional
             How many of the last layers, the output counted as one, these devices take; this machine's CPU takes the
             others. By default all.
@@ -236,9 +236,17 @@ def _rooms(devices: Sequence[Device]) -> list[Room]:
 
 
 def _main(devices: DeviceSet, name: str, chosen: Sequence[Device]) -> Device:
+    if name.strip().isdecimal():
+        if int(name) >= len(chosen):
+            raise PlacementError(f"there is no main device {int(name)}: {_numbered(chosen)} take layers in this run")
+        return chosen[int(name)]
     main = devices.find(name)
     if main not in chosen:
         raise PlacementError(
             f"the main device {main.name} takes no layers in this run; these do: {', '.join(d.name for d in chosen)}"
         )
     return main
+
+
+def _numbered(devices: Sequence[Device]) -> str:
+    return ", ".join(f"{i} ({device.name})" for i, device in enumerate(devices))
