@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dialogue
 import numpy as np
 import samplers
 from llama import Context, Log, Model
 from numpy.typing import NDArray
+from scoring import Reference
 
 Emit = Callable[..., None]
 
@@ -120,7 +122,7 @@ def compare(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
         for context in contexts.values():
             context.clear()
         for at in range(0, len(inputs), args.n_batch):
-            batch = _Reference(targets[at : at + args.n_batch])
+            batch = Reference(targets[at : at + args.n_batch])
             for label, context in contexts.items():
                 losses, divergences = batch.score(context.decode(inputs[at : at + args.n_batch], every=True))
                 nll[label].append(losses)
@@ -139,35 +141,6 @@ def compare(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
         context.close()
     for model in models.values():
         model.close()
-
-
-class _Reference:
-    """Score the logits of several runs at the same positions; the first run given is the reference of the others.
-
-    Rows are treated one at a time: a row of 262144 logits stays in the core's cache, a batch of them does not.
-    """
-
-    def __init__(self, targets: NDArray[np.int64]) -> None:
-        self._targets = targets
-        self._rows: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-
-    def score(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the negative log-likelihood of each target and the divergence from the reference, in nats."""
-        losses, divergences = np.zeros(len(logits)), np.zeros(len(logits))
-        is_reference = not self._rows
-        for i, row in enumerate(logits):
-            scores = row - row.max()
-            likelihood = np.exp(scores)
-            total = likelihood.sum()  # NumPy adds float32 pairwise: 262144 terms cost below 1e-6 relative
-            scores -= np.log(total)
-            losses[i] = -scores[self._targets[i]]
-            if is_reference:
-                likelihood /= total
-                self._rows.append((scores, likelihood))
-            else:
-                reference, weights = self._rows[i]
-                divergences[i] = np.dot(weights, np.subtract(reference, scores, out=scores))
-        return losses, divergences
 
 
 def bench(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
@@ -254,6 +227,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--n-batch", type=int, default=128)
     parser.add_argument("--runs", required=True)
     parser.add_argument("--out", required=True)
+
+    parser = commands.add_parser("dialogue", help=(dialogue.run.__doc__ or "").splitlines()[0])
+    parser.set_defaults(action=dialogue.run)
+    dialogue.add_arguments(parser)
 
     parser = commands.add_parser("samplers", help=(samplers.run.__doc__ or "").splitlines()[0])
     parser.set_defaults(action=samplers.run)
