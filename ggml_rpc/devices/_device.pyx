@@ -1,5 +1,6 @@
 """The device interface as Python sees it: devices, their buffers and plans."""
 
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
@@ -18,6 +19,8 @@ cdef raise_error(Error *err):
     raise from_code(<int> err.code, (<bytes> err.text).decode("utf-8", "replace"))
 
 
+# What these free needs what they refer to: the collector must not take that away before (no_gc_clear).
+@cython.no_gc_clear
 cdef class NativeDevice:
     """One compute device of this process.
 
@@ -133,6 +136,7 @@ cdef Buffer *_find_buffer(void *context, uint64_t handle) noexcept nogil:
     return NULL
 
 
+@cython.no_gc_clear
 cdef class DeviceBuffer:
     """Memory on a device; the buffer protocol shows it where the host can address it."""
 
@@ -165,6 +169,7 @@ cdef class DeviceBuffer:
         pass
 
 
+@cython.no_gc_clear
 cdef class DevicePlan:
     """A graph that was compiled for one device."""
 

@@ -1,5 +1,6 @@
 """The CPU devices of this process."""
 
+cimport cython
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -76,6 +77,7 @@ cdef class CpuPool:
         return out
 
 
+@cython.no_gc_clear
 cdef class CpuDevice(NativeDevice):
     """The CPU as a device."""
 
