@@ -326,7 +326,8 @@ class RemoteDevice(Device):
     def synchronize(self) -> None:
         """Wait until the server has done everything asked so far."""
         plan = self._last_plan()
-        if plan is None or not plan.last.nbytes:
+        memory = None if plan is None else plan.last.buffer
+        if plan is None or not plan.last.nbytes or (isinstance(memory, Buffer) and memory.is_free):
             self.round_trip()
         else:
             # A server may answer queries while a graph runs, but not about what the graph is making.

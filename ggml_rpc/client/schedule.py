@@ -48,6 +48,12 @@ class Workspace:
             self._buffer = self.device.allocate(size)
         return self._buffer
 
+    def free(self) -> None:
+        """Give the memory back now; plans that were made with it must not run any more."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.free()
+
 
 @dataclass(eq=False)
 class Transfer:

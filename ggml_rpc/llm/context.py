@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggml_rpc.client.device import Buffer
 from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.schedule import Workspace, compile_graph
 from ggml_rpc.errors import ContextError, ModelError
@@ -203,7 +204,13 @@ class Context:
         self._runners.clear()
         for device in self.weights.devices:
             device.drop_plans()
+        # Not left to the collector: what was raised when a server was lost still refers to all of this.
+        for workspace in self._workspaces.values():
+            workspace.free()
         self._workspaces.clear()
+        for t in self._factors.values():
+            if isinstance(t.buffer, Buffer):
+                t.buffer.free()
         self._factors = {}
         self.cache.free()
 

@@ -277,7 +277,9 @@ class KvCache:
         n_v = _rotation(settings.type_v, hp.head_dim_v, whole=False)
         for device in by_device:
             for n in {n_k, n_v} - {0}:
-                rotations[device, n] = device.tensor(hadamard(n), name=f"rotation_{n}")
+                t = rotations[device, n] = Tensor("F32", (n, n), name=f"rotation_{n}")
+                self._buffers += device.place([t])
+                device.write(t, hadamard(n))
         self.layers = [
             LayerCache(k, v, rotations.get((device, n_k)), rotations.get((device, n_v)))
             for (k, v), device in zip(leaves, layer_device, strict=True)

@@ -181,3 +181,18 @@ def test_graphs_are_sent_again_after_a_buffer_was_freed(server: Server) -> None:
         device.memory()
         plan.run()
     assert device.read(y)[0] == 9
+
+
+def test_synchronizing_after_the_last_graphs_memory_was_freed() -> None:
+    with running_server(threads=1) as server, connect(server.endpoint) as remote:
+        device = remote.devices[0]
+        x = device.tensor(np.ones(4, np.float32))
+        y = Tensor("F32", (4,), op="UNARY", src=(x,), params=[6])
+        (buffer,) = device.place([y])
+        plan = device.prepare([y])
+        plan.run()
+        buffer.free()
+        device.memory()
+        device.synchronize()
+        assert device.read(x).tolist() == [1.0] * 4
+        del plan
