@@ -136,7 +136,7 @@ class LLM:
                 progress=progress,
             )
             opened.callback(self.model.close)
-            self._session = Session(self.model, on_loss=on_loss, on_redistribution=on_redistribution)
+            self._session = Session(self.model, on_loss=on_loss, on_redistribution=on_redistribution, on_end=self.close)
             opened.callback(self._session.close)
             self._opened = opened.pop_all()
         self._template: ChatTemplate | None = None

@@ -204,9 +204,10 @@ def test_an_error_that_is_no_loss_is_passed_on(path: Path, monkeypatch: pytest.M
         def fail(*_: Any, **__: Any) -> None:
             raise Odd
 
-        with monkeypatch.context() as patched, pytest.raises(Odd):
+        with monkeypatch.context() as patched:
             patched.setattr(type(llm._session.context), "decode", fail)
-            next(generation)
+            with pytest.raises(Odd):
+                next(generation)
         next(generation)  # nothing was closed
 
 
