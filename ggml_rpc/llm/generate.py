@@ -119,10 +119,9 @@ class LLM:
     ) -> None:
         settings = ContextSettings(n_ctx, n_batch, n_ubatch, flash_attn, type_k, type_v)
         begin = time.perf_counter()
+        owned = devices is None
+        devices = devices or open_devices(rpc, threads=threads, timeout=timeout, dialect=dialect)
         with ExitStack() as opened:
-            if devices is None:
-                devices = open_devices(rpc, threads=threads, timeout=timeout, dialect=dialect)
-                opened.callback(devices.close)
             self.model = Model.open(
                 path,
                 devices,
@@ -134,9 +133,10 @@ class LLM:
                 settings=settings,
                 check=check,
                 progress=progress,
+                close_devices=owned,
             )
             opened.callback(self.model.close)
-            self._session = Session(self.model, on_loss=on_loss, on_redistribution=on_redistribution, on_end=self.close)
+            self._session = Session(self.model, on_loss=on_loss, on_redistribution=on_redistribution)
             opened.callback(self._session.close)
             self._opened = opened.pop_all()
         self._template: ChatTemplate | None = None

@@ -74,6 +74,7 @@ class Model:
         settings: ContextSettings | None = None,
         check: bool = True,
         progress: Progress | None = None,
+        close_devices: bool = False,
     ) -> Model:
         """Read a model, decide what goes where and load it.
 
@@ -82,7 +83,7 @@ class Model:
         path : str or PathLike
             GGUF file; the first of a split model's.
         devices : DeviceSet, optional
-            From `open_devices`; they stay open. By default this machine alone.
+            From `open_devices`. By default this machine alone.
         device : str or sequence of str, optional
             Which of the devices take layers, in this order: `RPC0,CPU`; "none" for this machine's CPU alone. By default
             all but this machine's CPU, which takes them if there is no other.
@@ -105,6 +106,9 @@ class Model:
             Refuse weights that are NaN or infinite.
         progress : callable, optional
             Told of each tensor that was loaded, see `LoadProgress`.
+        close_devices : bool
+            Close `devices` with the model, and as soon as loading fails or is interrupted: threads that wait for a
+            server end at once then. Otherwise they stay open, and end what they are at.
 
         Raises
         ------
@@ -119,13 +123,13 @@ class Model:
         """
         settings = settings or ContextSettings()
         with ExitStack() as undo:
-            file = GgufFile.open(path)
-            undo.callback(file.close)
-            read = ModelFile.read(file)
-            owned = devices is None
+            owned = close_devices or devices is None
             devices = devices or open_devices()
             if owned:
                 undo.callback(devices.close)
+            file = GgufFile.open(path)
+            undo.callback(file.close)
+            read = ModelFile.read(file)
             chosen = devices.select(device)
             if main_device is not None:
                 chosen = [_main(devices, main_device, chosen)]

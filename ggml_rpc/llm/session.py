@@ -58,8 +58,6 @@ class Session:
         `"error"`: close the model and raise; `"redistribute"`: go on with the devices that are left.
     on_redistribution : callable, optional
         Told of each redistribution.
-    on_end : callable, optional
-        Called when a loss ends the session, in place of closing the model.
 
     Attributes
     ----------
@@ -73,7 +71,6 @@ class Session:
         *,
         on_loss: OnLoss = "error",
         on_redistribution: Callable[[Redistribution], None] | None = None,
-        on_end: Callable[[], None] | None = None,
     ) -> None:
         if on_loss not in ("error", "redistribute"):
             raise ValueError(f"on_loss must be 'error' or 'redistribute', not {on_loss!r}")
@@ -81,7 +78,6 @@ class Session:
         self.tokens: list[int] = []
         self._on_loss = on_loss
         self._on_redistribution = on_redistribution
-        self._on_end = on_end or model.close
         self._lost: set[str] = set()
         self._context: Context | None = model.context()
 
@@ -204,4 +200,4 @@ class Session:
 
     def _give_up(self) -> None:
         self.close()
-        self._on_end()
+        self.model.close()
