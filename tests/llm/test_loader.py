@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from ggml_rpc.client.remote import RemoteDevice
 from ggml_rpc.errors import (
     ConnectionLost,
     ContextError,
+    DeadlineExceeded,
     DeviceError,
     ModelError,
     PlacementError,
@@ -24,12 +27,14 @@ from ggml_rpc.errors import (
     ServerRefused,
 )
 from ggml_rpc.llm.devices import DeviceSet, open_devices, split_endpoints
+from ggml_rpc.llm.generate import LLM
 from ggml_rpc.llm.gguf_file import GgufFile
 from ggml_rpc.llm.loader import Loader, LoadProgress
 from ggml_rpc.llm.model import Model
 from ggml_rpc.llm.placement import Placement
 from ggml_rpc.llm.sizing import ContextSettings
 from ggml_rpc.llm.weights import ModelFile
+from ggml_rpc.peers.process import ServerProcess, own_server_command
 from ggml_rpc.server import Server
 
 from .models import MODELS, cached, write
@@ -384,3 +389,34 @@ def test_closing_twice_and_use_after(path: Path) -> None:
     model.close()
     with pytest.raises(ValueError, match="was closed"):
         _ = model.weights
+
+
+def test_an_interrupt_frees_everything(path: Path) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    interrupted = threading.Event()
+
+    def interrupt(p: LoadProgress) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with servers(2) as running:
+        with pytest.raises(KeyboardInterrupt):
+            LLM(path, rpc=endpoints(running), n_ctx=256, tensor_split="1,1", progress=interrupt)
+        assert all(drained(server) for server in running)
+
+
+def test_a_server_that_hangs_while_loading(path: Path) -> None:
+    with servers(1) as (good,), ServerProcess(own_server_command(), ["-t", "1"]) as bad:
+
+        def stop(p: LoadProgress) -> None:
+            if p.device.name == "RPC1" and p.bytes_done < p.bytes_total:
+                os.kill(bad.pid, signal.SIGSTOP)
+
+        try:
+            with pytest.raises(DeadlineExceeded, match=bad.endpoint):
+                LLM(path, rpc=[good.endpoint, bad.endpoint], n_ctx=256, tensor_split="1,1", timeout=1.0, progress=stop)
+            assert drained(good)
+        finally:
+            os.kill(bad.pid, signal.SIGCONT)
