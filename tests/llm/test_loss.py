@@ -13,6 +13,7 @@ import pytest
 
 from ggml_rpc.client.remote import RemoteDevice
 from ggml_rpc.errors import ConnectionLost, DeadlineExceeded, PlacementError, RpcError, ServerRefused
+from ggml_rpc.llm.context import Context
 from ggml_rpc.llm.devices import open_devices
 from ggml_rpc.llm.generate import LLM
 from ggml_rpc.llm.model import Model
@@ -49,8 +50,9 @@ def victim_and_survivor(order: str) -> Iterator[tuple[ServerProcess, Server, lis
 
 
 def end(victim: ServerProcess, how: str) -> None:
-    """Kill a process, or stop it so that it hangs."""
+    """Kill a process, or stop it so that it hangs; wait until that has happened."""
     os.kill(victim.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize("order", ["first", "last"])
@@ -140,6 +142,33 @@ def test_a_loss_before_the_prompt_is_read(path: Path) -> None:
         again.finish()
         assert again.tokens == generation.tokens
         assert again.timings.n_reused == len(PROMPT) - 1
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_loss_while_the_prompt_is_read(path: Path, lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Context._prepare
+    calls = 0
+
+    with servers(2) as running:
+
+        def prepare(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                running[lost].close()
+            return original(*args)
+
+        rpc = [server.endpoint for server in running]
+        with LLM(path, rpc=rpc, on_loss="redistribute", **SIZES) as llm:
+            monkeypatch.setattr(Context, "_prepare", prepare)
+            generation = llm.generate(PROMPT, max_tokens=N_TOKENS, sampling=GREEDY, ignore_eos=True)
+            generation.finish()
+            assert llm.model.placement.devices == [f"RPC{1 - lost}"]
+        with LLM(path, rpc=rpc[1 - lost], **{**SIZES, "tensor_split": None}) as fresh:
+            expected = fresh.generate(PROMPT, max_tokens=N_TOKENS, sampling=GREEDY, ignore_eos=True)
+            expected.finish()
+    assert calls > 3
+    assert generation.tokens == expected.tokens
 
 
 def test_when_no_server_is_left_this_machine_goes_on(path: Path) -> None:
