@@ -419,4 +419,4 @@ def test_a_server_that_hangs_while_loading(path: Path) -> None:
                 LLM(path, rpc=[good.endpoint, bad.endpoint], n_ctx=256, tensor_split="1,1", timeout=1.0, progress=stop)
             assert drained(good)
         finally:
-            os.kill(bad.pid, signal.SIGCONT)
+            os.kill(bad.pid, signal.SIGKILL)

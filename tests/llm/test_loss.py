@@ -74,7 +74,7 @@ def test_the_error_names_the_server_and_all_else_is_freed(path: Path, order: str
                 llm.generate(PROMPT)
         finally:
             if how == "hangs":
-                os.kill(victim.pid, signal.SIGCONT)
+                os.kill(victim.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("order", ["first", "last"])
@@ -92,7 +92,7 @@ def test_the_rest_is_that_of_a_fresh_run_at_the_new_placement(path: Path, order:
                 if len(generation.tokens) == KILLED_AFTER:
                     end(victim, how)
             if how == "hangs":
-                os.kill(victim.pid, signal.SIGCONT)
+                os.kill(victim.pid, signal.SIGKILL)
             left = "RPC1" if order == "first" else "RPC0"
             assert set(split.devices) == {"RPC0", "RPC1"}
             assert llm.model.placement.devices == [left]
