@@ -6,8 +6,9 @@ import argparse
 import math
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+T = TypeVar("T")
 MAX_THREADS = 1024  # the CPU device's own bound
 
 
@@ -87,10 +88,10 @@ def choice(names: dict[str, str], what: str) -> Callable[[str], str]:
     return read
 
 
-def several(read: Callable[[str], int]) -> Callable[[str], list[int]]:
-    """Return a reader of whole numbers separated by commas."""
+def several(read: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Return a reader of values separated by commas."""
 
-    def read_all(text: str) -> list[int]:
+    def read_all(text: str) -> list[T]:
         return [read(part.strip()) for part in text.split(",")]
 
     return read_all

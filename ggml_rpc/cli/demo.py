@@ -21,6 +21,8 @@ from ggml_rpc.errors import RpcError
 from ggml_rpc.peers import PeerError, find_model, find_peer
 from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
 
+from .text import ranges
+
 if TYPE_CHECKING:
     from ggml_rpc.llm.loader import LoadProgress
 
@@ -56,20 +58,6 @@ class Bar:
             print(f"  {note}", file=self._stream, flush=True)
         else:
             print(f"{self._label} done, {note}", file=self._stream, flush=True)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Write sorted layer numbers compactly, such as ``0-8, 11``."""
-    parts: list[str] = []
-    start = previous = None
-    for number in [*sorted(numbers), None]:
-        if previous is not None and number == previous + 1:
-            previous = number
-            continue
-        if start is not None:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-        start = previous = number
-    return ", ".join(parts)
 
 
 def placement(layers: dict[str, list[int]], devices: dict[str, str]) -> list[str]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from ggml_rpc.errors import RpcError
 
+from .arguments import Parser, seconds
+from .command import Refused, execute
+from .links import LinkRow
+
+if TYPE_CHECKING:
+    from ggml_rpc.client.remote import Server
+
+PROG = "ggml-rpc devices"
 MIB = 1 << 20
 
 
@@ -89,8 +99,8 @@ class RemoteDevice:
         Its memory.
     latency_us : float
         A round trip to the server.
-    upload_bytes_per_s, download_bytes_per_s : float
-        Speed of transfers to and from it.
+    upload_bytes_per_s, download_bytes_per_s : float or None
+        Speed of transfers to and from it; None if the server has no memory for one.
     """
 
     name: str
@@ -99,81 +109,103 @@ class RemoteDevice:
     total_bytes: int
     free_bytes: int
     latency_us: float
-    upload_bytes_per_s: float
-    download_bytes_per_s: float
+    upload_bytes_per_s: float | None
+    download_bytes_per_s: float | None
 
 
-def remote_devices(endpoints: Sequence[str], timeout: float) -> list[RemoteDevice]:
-    """Return the devices of servers, in the order of the endpoints.
+@dataclass(frozen=True)
+class Unreached:
+    """Say why a server's devices are not known.
 
-    Raises
-    ------
-    RpcError
-        If one of the servers cannot be reached; the message names it.
-    ValueError
-        If an endpoint is malformed.
+    Parameters
+    ----------
+    endpoint : str
+        The server.
+    error : str
+        Why.
     """
-    from ggml_rpc.client.link import measure_link  # noqa: PLC0415  native modules, which --help does not need
+
+    endpoint: str
+    error: str
+
+
+def remote_devices(endpoints: Sequence[str], timeout: float) -> Iterator[list[RemoteDevice] | Unreached]:
+    """Yield the devices of each server, or why they are not known, in the order of the endpoints.
+
+    All are asked at once. The way is measured to one after the other, as they may share a network.
+    """
+    # Native modules, which --help does not need.
     from ggml_rpc.client.remote import connect  # noqa: PLC0415
 
-    found: list[RemoteDevice] = []
-    for endpoint in endpoints:
-        with connect(endpoint, timeout=timeout, connect_timeout=timeout) as server:
-            memory = [device.memory() for device in server.devices]
-            link = measure_link(server)
-            found += [
+    number = 0
+    with ExitStack() as opened, ThreadPoolExecutor(len(endpoints), thread_name_prefix="connect") as pool:
+
+        def ask(endpoint: str) -> tuple[Server, list[tuple[int, int]]]:
+            server = connect(endpoint, timeout=timeout, connect_timeout=timeout)
+            opened.callback(server.close)
+            return server, [device.memory() for device in server.devices]
+
+        asked = [pool.submit(ask, endpoint) for endpoint in endpoints]
+        for endpoint, future in zip(endpoints, asked, strict=True):
+            try:
+                server, memory = future.result()
+                link = LinkRow.measure(server)
+            except (RpcError, ValueError) as error:
+                yield Unreached(endpoint, str(error))
+                continue
+            yield [
                 RemoteDevice(
-                    f"RPC{len(found) + i}",
-                    server.endpoint,
-                    server.dialect.name,
+                    f"RPC{number + i}",
+                    link.endpoint,
+                    link.protocol,
                     total,
                     free,
-                    link.latency * 1e6,
-                    link.upload,
-                    link.download,
+                    link.latency_us,
+                    link.upload_bytes_per_s,
+                    link.download_bytes_per_s,
                 )
                 for i, (free, total) in enumerate(memory)
             ]
-    return found
+            number += len(memory)
 
 
-def print_remote(devices: Sequence[RemoteDevice]) -> None:
-    """Print a server's line and the lines of its devices."""
-    endpoint = None
-    for device in devices:
-        if device.endpoint != endpoint:
-            endpoint = device.endpoint
-            rates = f"{device.upload_bytes_per_s / 1e9:.2f} GB/s up, {device.download_bytes_per_s / 1e9:.2f} GB/s down"
-            print(f"{endpoint}: protocol {device.protocol}, round trip {device.latency_us:.0f} us, {rates}")
-        print(f"  {device.name}: {device.total_bytes // MIB} MiB, {device.free_bytes // MIB} MiB free")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``ggml-rpc devices``."""
-    parser = argparse.ArgumentParser(prog="ggml-rpc devices", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--rpc", metavar="HOST:PORT,...", help="list the devices of these servers, with the speed of the way there"
+def remote_lines(devices: Sequence[RemoteDevice]) -> list[str]:
+    """Return a server's line and the lines of its devices."""
+    first = devices[0]
+    up, down = (
+        "no memory to measure" if value is None else f"{value / 1e9:.2f} GB/s"
+        for value in (first.upload_bytes_per_s, first.download_bytes_per_s)
     )
-    parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long to wait for a server (default: 10)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
-    return parser
+    way = f"round trip {first.latency_us:.0f} us, {up} to it, {down} from it"
+    return [
+        f"{first.endpoint}: protocol {first.protocol}, {way}",
+        *(f"  {d.name}: {d.total_bytes // MIB} MiB, {d.free_bytes // MIB} MiB free" for d in devices),
+    ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ggml-rpc devices`` and return its exit status."""
-    options = build_parser().parse_args(argv)
-    try:
-        if options.rpc is not None:
-            remote = remote_devices([word for word in options.rpc.split(",") if word], options.timeout)
-            print(json.dumps([asdict(d) for d in remote], indent=2)) if options.json else print_remote(remote)
-            return 0
-        devices = local_devices()
-    except (RpcError, ValueError) as error:
-        print(f"ggml-rpc devices: {error}", file=sys.stderr)
-        return 1
-    if options.json:
+def show_remote(text: str, timeout: float, as_json: bool) -> int:
+    """Print the devices of servers and return the exit status: 1 if one of them failed."""
+    endpoints = [word.strip() for word in text.split(",")]
+    if not all(endpoints):
+        raise Refused(f"the list of servers {text!r} has an empty entry: write HOST:PORT,HOST:PORT")
+    rows: list[RemoteDevice | Unreached] = []
+    for found in remote_devices(endpoints, timeout):
+        if isinstance(found, Unreached):
+            rows.append(found)
+            print(f"{PROG}: {found.error}", file=sys.stderr, flush=True)
+        else:
+            rows += found
+            if not as_json:
+                print("\n".join(remote_lines(found)), flush=True)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    return int(any(isinstance(row, Unreached) for row in rows))
+
+
+def show_local(as_json: bool) -> int:
+    """Print the devices of this machine."""
+    devices = local_devices()
+    if as_json:
         print(json.dumps([asdict(device) for device in devices], indent=2))
         return 0
     print("Devices:")
@@ -183,6 +215,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device.level:
             print(f"    instruction set: {device.level}" + (f" (also there: {others})" if others else ""))
     return 0
+
+
+def build_parser() -> Parser:
+    """Return the parser of ``ggml-rpc devices``."""
+    parser = Parser(PROG, "List what this machine, or servers, can compute on.")
+    parser.add_argument(
+        "--rpc", metavar="HOST:PORT,...", help="list the devices of these servers, with the speed of the way there"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for a server (10)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ggml-rpc devices`` and return its exit status."""
+    options = build_parser().parse_args(argv)
+    if options.rpc is None:
+        return execute(PROG, lambda signals: show_local(options.json))
+    return execute(PROG, lambda signals: show_remote(options.rpc, options.timeout, options.json))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggml_rpc.spec import dialects
 
-from .arguments import MAX_THREADS, Parser, choice, integer, number, seconds
+from .arguments import MAX_THREADS, Parser, choice, integer, number, seconds, several
 from .command import Refused
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def dialect(text: str) -> str:
         raise argparse.ArgumentTypeError(error.args[0]) from error
 
 
-def add_model(parser: Parser) -> None:
-    """Add which model to run, and where."""
+def add_model(parser: Parser, *, lists: bool = False) -> None:
+    """Add which model to run, and where; with `lists`, numbers of layers and threads to try in turn."""
     model = parser.add_argument_group("model")
     which = model.add_mutually_exclusive_group(required=True)
     which.add_argument("-m", "--model", metavar="FILE", help="GGUF file; of a split model the first part")
@@ -69,6 +69,7 @@ def add_model(parser: Parser) -> None:
         help="fetch the model from Hugging Face, once: it is kept; such as ggml-org/gemma-3-270m-GGUF:Q8_0",
     )
     model.add_argument("--no-check", action="store_true", help="do not look for NaN and infinite weights")
+    threads = integer(1, MAX_THREADS, "number of threads")
     where = parser.add_argument_group("devices (`ggml-rpc devices --rpc ...` lists those of servers)")
     add = where.add_argument
     add(
@@ -79,7 +80,8 @@ def add_model(parser: Parser) -> None:
     )
     add(
         *("-ngl", "--gpu-layers", "--n-gpu-layers"),
-        type=layers,
+        type=several(layers) if lists else layers,
+        default=[None] if lists else None,
         metavar="N",
         help="how many of the last layers, the output counted as one, go to the devices; this machine's CPU takes the"
         " others (all)",
@@ -108,7 +110,8 @@ def add_model(parser: Parser) -> None:
     )
     add(
         *("-t", "--threads"),
-        type=integer(1, MAX_THREADS, "number of threads"),
+        type=several(threads) if lists else threads,
+        default=[None] if lists else None,
         metavar="N",
         help="threads of this machine's CPU (half the cores)",
     )
@@ -128,7 +131,7 @@ def add_model(parser: Parser) -> None:
     )
 
 
-def add_context(parser: Parser, *, n_ctx: int) -> argparse._ArgumentGroup:
+def add_context(parser: Parser, *, n_ctx: int) -> None:
     """Add how the model's memory of the text is laid out."""
     group = parser.add_argument_group("context")
     group.add_argument(
@@ -138,7 +141,8 @@ def add_context(parser: Parser, *, n_ctx: int) -> argparse._ArgumentGroup:
         metavar="N",
         help=f"tokens of prompt and answer together ({n_ctx}); 0: as many as the model was trained for",
     )
-    add_batches(group)
+    tokens = integer(1, MAX_COUNT, "number of tokens")
+    add_computing(group, lambda read: read, lambda value: value, tokens)
     group.add_argument(
         *("-fa", "--flash-attn"),
         nargs="?",
@@ -148,31 +152,48 @@ def add_context(parser: Parser, *, n_ctx: int) -> argparse._ArgumentGroup:
         metavar="on|off|auto",
         help="compute attention in one fused step, which takes less memory (auto: where all devices can)",
     )
-    cache_type = choice(CACHE_TYPES, "type for keys or values")
-    for flags, what in ((("-ctk", "--cache-type-k"), "keys"), (("-ctv", "--cache-type-v"), "values")):
-        group.add_argument(
-            *flags,
-            type=cache_type,
-            default="F16",
-            metavar="TYPE",
-            help=f"how attention's {what} are kept: {', '.join(CACHE_TYPES)} (f16)",
-        )
-    return group
 
 
-def add_batches(group: argparse._ArgumentGroup) -> None:
-    """Add how many tokens are computed at a time."""
-    tokens = integer(1, MAX_COUNT, "number of tokens")
-    group.add_argument(
+def add_computing(
+    group: argparse._ArgumentGroup,
+    reader: Callable[[Callable[[str], Any]], Callable[[str], Any]],
+    default: Callable[[Any], Any],
+    tokens: Callable[[str], int],
+) -> None:
+    """Add how many tokens are computed at a time, and the types of the cache.
+
+    Parameters
+    ----------
+    group : argument group
+        Takes the options.
+    reader, default : callable
+        Turn the reader of one value, and a default, into those of the option: a list, say.
+    tokens : callable
+        Reads a number of tokens.
+    """
+    add = group.add_argument
+    add(
         *("-b", "--batch-size"),
-        type=tokens,
-        default=2048,
+        type=reader(tokens),
+        default=default(2048),
         metavar="N",
         help="most tokens of a prompt that are under way over the devices (2048)",
     )
-    group.add_argument(
-        *("-ub", "--ubatch-size"), type=tokens, default=512, metavar="N", help="most tokens of one step (512)"
+    add(
+        *("-ub", "--ubatch-size"),
+        type=reader(tokens),
+        default=default(512),
+        metavar="N",
+        help="most tokens of one step (512)",
     )
+    for flags, what in ((("-ctk", "--cache-type-k"), "keys"), (("-ctv", "--cache-type-v"), "values")):
+        add(
+            *flags,
+            type=reader(choice(CACHE_TYPES, "type for keys or values")),
+            default=default("F16"),
+            metavar="TYPE",
+            help=f"how attention's {what} are kept: {', '.join(CACHE_TYPES)} (f16)",
+        )
 
 
 def add_sampling(parser: Parser) -> None:

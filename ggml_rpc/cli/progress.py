@@ -28,7 +28,8 @@ class Bars:
         self._lock = threading.Lock()
         self._drawn: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._begun: dict[str, float] = {}
+        # When something was first heard of, and how much of it was done then.
+        self._begun: dict[str, tuple[float, int]] = {}
         self._finished: set[str] = set()
 
     def loading(self, progress: LoadProgress) -> None:
@@ -46,16 +47,16 @@ class Bars:
         with self._lock:
             now = time.perf_counter()
             if name not in self._begun:
-                self._begun[name] = now
-                self._begin(name, total)
+                self._begun[name] = now, done
+                self._begin(name, done, total)
             if self._drawn is not None:
                 self._drawn.update(self._tasks[name], completed=done, total=total)
             if done == total and name not in self._finished:
                 self._finished.add(name)
                 if self._drawn is None:
-                    spent = now - self._begun[name]
-                    rate = f", {size(done / spent)}/s" if spent > 0 else ""
-                    print(f"{name}: {size(done)} in {spent:.1f} s{rate}{note}", file=self._stream, flush=True)
+                    begin, first = self._begun[name]
+                    rate = f", {size((done - first) / (now - begin))}/s" if done > first and now > begin else ""
+                    print(f"{name}: {size(done)}{rate}{note}", file=self._stream, flush=True)
 
     def finish(self) -> None:
         """Take the bars away; what comes later begins anew."""
@@ -67,13 +68,13 @@ class Bars:
             self._begun.clear()
             self._finished.clear()
 
-    def _begin(self, name: str, total: int | None) -> None:
+    def _begin(self, name: str, done: int, total: int | None) -> None:
         if self._drawn is None:
             self._drawn = _drawing(self._stream)
             if self._drawn is not None:
                 self._drawn.start()
         if self._drawn is not None:
-            self._tasks[name] = self._drawn.add_task(name, total=total)
+            self._tasks[name] = self._drawn.add_task(name, total=total, completed=done)
 
 
 def _drawing(stream: TextIO) -> Progress | None:
