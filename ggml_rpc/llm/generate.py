@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
+CONNECT_SECONDS = 10.0
+"""For connecting to a server and for its HELLO, each, unless the timeout is shorter."""
+
+
 class LLM:
     """A language model over local and remote devices; a context manager.
 
@@ -120,7 +124,9 @@ class LLM:
         settings = ContextSettings(n_ctx, n_batch, n_ubatch, flash_attn, type_k, type_v)
         begin = time.perf_counter()
         owned = devices is None
-        devices = devices or open_devices(rpc, threads=threads, timeout=timeout, dialect=dialect)
+        if devices is None:
+            patience = min(timeout, CONNECT_SECONDS)
+            devices = open_devices(rpc, threads=threads, timeout=timeout, connect_timeout=patience, dialect=dialect)
         with ExitStack() as opened:
             self.model = Model.open(
                 path,
