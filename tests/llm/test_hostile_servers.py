@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,7 @@ from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command, ReplyKind
 from tests.support.tamper import Announce, Close, Hang, Lie, Long, Reset, Short, Spoiler, Tamper
 
-from .hostile import Point, Run, between, complaints, distinct, leftovers, order, points, run
+from .hostile import Point, between, complaints, distinct, leftovers, order, points, run
 from .remote import servers
 
 DIALECT = dialects.find("8.0.0")
