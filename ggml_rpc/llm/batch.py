@@ -25,14 +25,11 @@ class Ubatch:
         Indices into the batch.
     rows : ndarray
         int32 indices, from `start` on, of the tokens whose logits are wanted.
-    at : int
-        Where the first of these rows stands among all wanted ones.
     """
 
     start: int
     stop: int
     rows: NDArray[np.int32]
-    at: int
 
     @property
     def n_tokens(self) -> int:
@@ -55,7 +52,7 @@ def _ubatches(n_tokens: int, n_ubatch: int, rows: NDArray[np.int32]) -> Iterator
     for start in range(0, n_tokens, n_ubatch):
         stop = min(start + n_ubatch, n_tokens)
         first, last = np.searchsorted(rows, (start, stop))
-        yield Ubatch(start, stop, rows[first:last] - np.int32(start), int(first))
+        yield Ubatch(start, stop, rows[first:last] - np.int32(start))
 
 
 def _rows(n_tokens: int, wanted: Wanted) -> NDArray[np.int32]:

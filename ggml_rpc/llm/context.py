@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from .batch import Ubatch, Wanted, split
 from .embedding import Embedding
 from .kv_cache import CacheSettings, KvCache, padded
 from .pipeline import Bytes, Outputs, Pipeline, Staged
-from .ubatch_graph import Best, Shape, UbatchGraph, build
+from .ubatch_graph import Best, Shape, build
 from .weights import EMBEDDING
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class Decoded:
 class _Runner:
     """A compiled graph of one shape."""
 
-    def __init__(self, built: UbatchGraph, staged: Staged) -> None:
-        self.built = built
+    def __init__(self, staged: Staged) -> None:
         self.staged = staged
         self.bound = False
         self._copies: list[tuple[Bytes, Bytes]] = []
@@ -289,7 +289,7 @@ class Context:
         self._token[0] = token
         if self._embedding is not None:
             self._embedding.lookup(self._token, self._embd)
-        return self._decoded(runner.built, [(0, runner.step())], 1, best)
+        return self._decoded([runner.step()], best)
 
     def _step_arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"tokens": self._token, "embd": self._embd, "positions": self._position}
@@ -301,8 +301,7 @@ class Context:
 
     def _batch(self, ids: NDArray[np.int64], first: int, wanted: Wanted, best: Best | None) -> Decoded:
         ubatches = split(len(ids), self.n_ubatch, wanted)
-        results: list[tuple[int, Any]] = []
-        runner: _Runner | None = None
+        results: list[Outputs | Future[Outputs]] = []
         with Pipeline() as pipeline:
             under_way = 0
             for u in ubatches:
@@ -310,23 +309,21 @@ class Context:
                     pipeline.drain()
                     under_way = 0
                 under_way += u.n_tokens
-                current, inputs = self._prepare(u, ids, first, best)
-                staged = current.staged
+                runner, inputs = self._prepare(u, ids, first, best)
+                staged = runner.staged
+                outputs: Outputs | Future[Outputs]
                 if staged.flows and len(staged.stages) > 1 and len(ubatches) > 1:
-                    outputs: Any = pipeline.submit(staged, inputs)
+                    outputs = pipeline.submit(staged, inputs)
                 else:
                     pipeline.drain()
                     outputs = staged.run(inputs)
                 if u.rows.size:
-                    runner = current
-                    results.append((u.at, outputs))
+                    results.append(outputs)
             pipeline.drain()
-        n = sum(len(u.rows) for u in ubatches)
-        if runner is None:
-            self._synchronize()
-            return Decoded(None, None)
-        ready = [(at, o if isinstance(o, list) else o.result()) for at, o in results]
-        return self._decoded(runner.built, ready, n, best)
+        if not results:
+            for device in self.weights.devices:
+                device.synchronize()
+        return self._decoded([r.result() if isinstance(r, Future) else r for r in results], best)
 
     def _prepare(
         self, u: Ubatch, ids: NDArray[np.int64], first: int, best: Best | None
@@ -356,26 +353,23 @@ class Context:
         needed = runner.staged.plan.inputs
         return runner, {name: as_bytes(array) for name, array in arrays.items() if needed.get(name)}
 
-    def _decoded(self, built: UbatchGraph, parts: Sequence[tuple[int, Outputs]], n: int, best: Best | None) -> Decoded:
-        """Wait for outputs and join them; `parts` are the first row and the outputs of each graph that made some."""
+    def _decoded(self, parts: Sequence[Outputs], best: Best | None) -> Decoded:
+        """Wait for the outputs of graphs, in order, and join them."""
         width = self.weights.hparams.n_vocab if best is None else min(best.k, self.weights.hparams.n_vocab)
-        logits = None if best is not None and best.k == 1 else np.empty((n, width), np.float32)
-        ids = None if best is None else np.empty((n, width), np.int32)
-        for at, outputs in parts:
+        logits: list[NDArray[np.float32]] = []
+        ids: list[NDArray[np.int32]] = []
+        for outputs in parts:
             for t, data, arrival in outputs:
                 arrival.result()
-                whole: NDArray[Any] | None = logits if t.type == "F32" else ids
-                assert whole is not None
-                values = np.frombuffer(data, whole.dtype).reshape(-1, width)
-                whole[at : at + len(values)] = values
-        if logits is not None and ids is not None:
-            order = np.argsort(-logits, axis=1, kind="stable")
-            logits, ids = np.take_along_axis(logits, order, 1), np.take_along_axis(ids, order, 1)
-        return Decoded(logits, ids)
-
-    def _synchronize(self) -> None:
-        for device in self.weights.devices:
-            device.synchronize()
+                if t.type == "F32":
+                    logits.append(np.frombuffer(data, np.float32).reshape(-1, width))
+                else:
+                    ids.append(np.frombuffer(data, np.int32).reshape(-1, width))
+        values, tokens = _joined(logits), _joined(ids)
+        if values is not None and tokens is not None:
+            order = np.argsort(-values, axis=1, kind="stable")
+            values, tokens = np.take_along_axis(values, order, 1), np.take_along_axis(tokens, order, 1)
+        return Decoded(values, tokens)
 
     # ---- Graphs --------------------------------------------------------------------------------------------------
 
@@ -389,7 +383,7 @@ class Context:
         while len(self._runners) >= _PLANS_KEPT:
             del self._runners[next(iter(self._runners))]
         outputs = [t for t in (built.logits, built.ids) if t is not None]
-        runner = self._runners[shape] = _Runner(built, Staged(plan, outputs))
+        runner = self._runners[shape] = _Runner(Staged(plan, outputs))
         return runner
 
     def _reserve(self) -> None:
@@ -397,6 +391,16 @@ class Context:
         n_kv = tuple(cells.kind.n_cells for cells in self.cache.cells)
         self._compile(Shape(self.n_ubatch, n_kv, 1))
         self._runners.clear()
+
+
+_Row = TypeVar("_Row", np.float32, np.int32)
+
+
+def _joined(parts: list[NDArray[_Row]]) -> NDArray[_Row] | None:
+    """Return rows in one array; None if there are none."""
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def as_bytes(array: NDArray[Any]) -> Bytes:
