@@ -71,6 +71,9 @@ class LLM:
         Fused attention: on, off or auto.
     type_k, type_v : str
         Types of the cached keys and values: F32, F16, BF16, Q8_0, Q4_0.
+    whole_window : bool
+        Let layers with a sliding window remember all positions: more memory, but a prompt that leaves the text of
+        before in the middle need not be computed from its beginning.
     on_loss : str
         What happens if a server is lost: `"error"`, or `"redistribute"`: its layers are brought to the devices that
         are left, the text so far is computed anew, and generation goes on.
@@ -113,6 +116,7 @@ class LLM:
         flash_attn: Flash = "auto",
         type_k: str = "F16",
         type_v: str = "F16",
+        whole_window: bool = False,
         on_loss: OnLoss = "error",
         timeout: float = 60.0,
         dialect: Dialect | str | None = None,
@@ -121,7 +125,7 @@ class LLM:
         progress: Progress | None = None,
         on_redistribution: Callable[[Redistribution], None] | None = None,
     ) -> None:
-        settings = ContextSettings(n_ctx, n_batch, n_ubatch, flash_attn, type_k, type_v)
+        settings = ContextSettings(n_ctx, n_batch, n_ubatch, flash_attn, type_k, type_v, whole_window)
         begin = time.perf_counter()
         owned = devices is None
         if devices is None:
@@ -212,7 +216,7 @@ class LLM:
         Parameters
         ----------
         prompt : str or sequence of int
-            Text, or token ids.
+            Text, in which names of control tokens stand for these tokens, or token ids.
         max_tokens : int, optional
             Most tokens of the answer; by default as many as the context has room for.
         sampling : SamplingParams, optional

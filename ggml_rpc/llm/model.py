@@ -48,12 +48,14 @@ class Model:
         demand: Demand,
         loader: Loader,
         *,
+        chosen: Sequence[Device],
         owns_devices: bool,
     ) -> None:
         self.file = file
         self.tokenizer = Tokenizer.from_metadata(file.file.metadata)
         self.devices = devices
         self.settings = settings
+        self._chosen = [*chosen, devices.host]
         self._demand = demand
         self._loader = loader
         self._owns_devices = owns_devices
@@ -135,7 +137,7 @@ class Model:
                 chosen = [_main(devices, main_device, chosen)]
             demand = demand_of(read, settings, [*chosen, devices.host], devices.host)
             loader = Loader(check=check, progress=progress, on_stop=devices.close if owned else None)
-            model = cls(read, devices, settings, demand, loader, owns_devices=owned)
+            model = cls(read, devices, settings, demand, loader, chosen=chosen, owns_devices=owned)
             if placement is None:
                 wishes = Wishes(
                     n_gpu_layers,
@@ -191,6 +193,8 @@ class Model:
     def redistribute(self) -> None:
         """Bring what lay on servers that are gone to the devices that are left; what lies on these stays.
 
+        Devices that were to take no layers get none now, but for this machine's CPU if all else is full.
+
         Contexts of the model must have been closed: what they held counts as free. They are worth nothing afterwards.
 
         Raises
@@ -204,7 +208,10 @@ class Model:
         gone = {device.name for device in self.devices.lost()}
         live = self._live()
         held = loaded.nbytes
-        rooms = [Room(device.name, device.memory()[0] + held.get(device, 0)) for device in live]
+        # Whoever holds something takes part, as a placement may have been given.
+        taking = [device for device in live if device in self._chosen or device in held]
+        taking.sort(key=lambda device: device is self.devices.host)
+        rooms = [Room(device.name, device.memory()[0] + held.get(device, 0)) for device in taking]
         placement = refill(self._demand, loaded.placement, rooms, gone)
         self._loaded = self._loader.load(self.file, placement, {d.name: d for d in live}, keep=loaded)
 

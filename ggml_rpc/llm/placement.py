@@ -226,7 +226,7 @@ def refill(demand: Demand, old: Placement, rooms: Sequence[Room], lost: Iterable
         start = owners.index(None)
         stop = next((i for i in range(start, len(owners)) if owners[i] is not None), len(owners))
         beside = {d for d in (owners[start - 1] if start else None, owners[stop] if stop < len(owners) else None) if d}
-        used = {d for d in owners if d} or {room.name for room in rooms[:-1]}
+        used = {d for d in owners if d} or {room.name for room in rooms[:-1] or rooms}
         for circle in (beside, used, {room.name for room in rooms}):
             chosen = _fill_gap(demand, owners, (start, stop), [r for r in rooms if r.name in circle], named)
             if chosen is not None:

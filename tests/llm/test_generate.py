@@ -224,6 +224,22 @@ def test_a_common_beginning_is_not_computed_again(name: str) -> None:
     assert second.tokens == again.tokens == alone.tokens
 
 
+def test_whole_windows_can_be_left_in_the_middle() -> None:
+    path = cached(MODELS["gemma2-wide-heads"], "F32")
+    long = [(37 * i + 11) % 400 for i in range(400)]
+    changed = [*long[:100], 5, *long[100:380]]  # a ring of 256 holds what a token at 100 sees no more
+    rests, reused = [], []
+    for whole_window in (False, True):
+        with LLM(path, **{**SIZES, "n_ctx": 512}, whole_window=whole_window) as llm:
+            for prompt in (long, changed):
+                generation = llm.generate(prompt, max_tokens=6, sampling=GREEDY, ignore_eos=True)
+                generation.finish()
+            rests.append(generation.tokens)
+            reused.append(generation.timings.n_reused)
+    assert rests[0] == rests[1]
+    assert reused == [0, 100]
+
+
 def test_a_full_context_ends_the_text(llm: LLM) -> None:
     prompt = [(7 * i) % 300 for i in range(250)]
     generation = llm.generate(prompt, sampling=GREEDY, ignore_eos=True)

@@ -185,6 +185,19 @@ def test_when_no_server_is_left_this_machine_goes_on(path: Path) -> None:
             assert llm.model.placement.devices == ["CPU"]
 
 
+def test_devices_that_were_to_take_no_layers_get_none(path: Path) -> None:
+    with servers(3) as running:
+        rpc = [server.endpoint for server in running]
+        with LLM(path, rpc=rpc, device="RPC0,RPC1", on_loss="redistribute", **SIZES) as llm:
+            generation = llm.generate(PROMPT, max_tokens=N_TOKENS, sampling=GREEDY, ignore_eos=True)
+            for _ in generation:
+                if len(generation.tokens) in (3, 6):
+                    running[0 if len(generation.tokens) == 3 else 1].close()
+                if len(generation.tokens) == 5:
+                    assert llm.model.placement.devices == ["RPC1"]
+            assert llm.model.placement.devices == ["CPU"]
+
+
 def test_both_servers_lost_at_once(path: Path) -> None:
     with servers(2) as running:
         rpc = [server.endpoint for server in running]

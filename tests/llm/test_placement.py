@@ -299,6 +299,27 @@ def test_loss_that_cannot_be_made_good() -> None:
     assert "RPC0" in caught.value.table
 
 
+@given(
+    owner=st.lists(st.integers(0, 3), min_size=1, max_size=10).map(sorted),
+    free=st.lists(st.integers(0, 300), min_size=4, max_size=4),
+    lost=st.sets(st.integers(0, 3), min_size=1),
+)
+def test_what_is_left_stays_and_what_is_lost_fits(owner: list[int], free: list[int], lost: set[int]) -> None:
+    demand = Demand([Part({f"blk.{i}": 20}) for i in range(len(owner) - 1)], Part({"output.weight": 30}))
+    names = [f"RPC{i}" for i in owner]
+    left = [Room(f"RPC{i}", n) for i, n in enumerate(free) if i not in lost] + [Room("CPU", 100)]
+    gone = {f"RPC{i}" for i in lost}
+    try:
+        placement = refill(demand, Placement(tuple(names[:-1]), names[-1]), left, gone)
+    except PlacementError:
+        # Not even all that is free would have done, or a gap lies where too little of it is.
+        assert sum(room.free for room in left) < sum(20 for _ in demand.layers) + 30 or len(left) > 1
+        return
+    assert not gone & set(owners(placement))
+    assert all(new == old for old, new in zip(names, owners(placement), strict=True) if old not in gone)
+    assert not any(use.short for use in uses(demand, placement, left))
+
+
 @pytest.mark.parametrize(
     ("n", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 * MIB, "1.5 GiB"), (5 << 40, "5.0 TiB")]
 )
