@@ -168,6 +168,9 @@ def read_terminal(ask: str) -> str | None:
     except EOFError:
         print(flush=True)
         return None
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise
 
 
 def read_pipe(ask: str) -> str | None:

@@ -177,6 +177,7 @@ def run(options: argparse.Namespace, signals: Signals, report: Report) -> int:
             raise Refused(f"{path} has no chat template: give it a text to continue (-p TEXT), or talk anyway (-cnv)")
     with open_llm(path, options, report) as llm:
         report.loaded(llm.model, llm.n_ctx, llm.load_seconds)
+        _check_bias(options, llm.model.hparams.n_vocab)
         if not options.no_warmup:
             llm.warm_up()
         if chats:
@@ -238,6 +239,12 @@ def complete(llm: LLM, options: argparse.Namespace, signals: Signals, report: Re
         report.token(token)
         signals.check()
     report.done(generation)
+
+
+def _check_bias(options: argparse.Namespace, n_vocab: int) -> None:
+    for token, _ in options.logit_bias:
+        if token >= n_vocab:
+            raise Refused(f"--logit-bias names token {token}, but the model's last one is {n_vocab - 1}")
 
 
 def _has_template(path: Path) -> bool:

@@ -75,7 +75,8 @@ class _Link:
         except TimeoutError:
             raise DeadlineExceeded(f"{self.peer} did not take the connection within {self._seconds:g} s") from None
         except OSError as e:
-            raise ConnectionLost(f"cannot connect to {address}: {e.strerror or e}") from e
+            hint = "; is a server running there?" if isinstance(e, ConnectionRefusedError) else ""
+            raise ConnectionLost(f"cannot connect to {address}: {e.strerror or e}{hint}") from e
 
     def __enter__(self) -> _Link:
         return self

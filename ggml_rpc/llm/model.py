@@ -249,7 +249,7 @@ def _rooms(devices: Sequence[Device]) -> list[Room]:
 def _main(devices: DeviceSet, name: str, chosen: Sequence[Device]) -> Device:
     if name.strip().isdecimal():
         if int(name) >= len(chosen):
-            raise PlacementError(f"there is no main device {int(name)}: {_numbered(chosen)} take layers in this run")
+            raise PlacementError(f"there is no main device {int(name)}: in this run there are {_numbered(chosen)}")
         return chosen[int(name)]
     main = devices.find(name)
     if main not in chosen:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ggml_rpc
-from ggml_rpc.cli import devices, main, server
+from ggml_rpc.cli import bench, devices, main, perplexity, run, server
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -23,19 +23,29 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
 
 
-@pytest.mark.parametrize("parser", [server.build_parser(), devices.build_parser()], ids=lambda p: p.prog)
+PARSERS = [module.build_parser() for module in (server, run, bench, perplexity, devices)]
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda p: p.prog)
 def test_readme_lists_every_flag(parser: argparse.ArgumentParser) -> None:
     readme = text("README.md")
-    flags = {flag for action in parser._actions for flag in action.option_strings}
-    assert not {flag for flag in flags if not re.search(rf"`[^`]*(?<![\w-]){re.escape(flag)}(?![\w-])", readme)}
+    assert not {
+        flag for flag in flags_of(parser) if not re.search(rf"`[^`]*(?<![\w-]){re.escape(flag)}(?![\w-])", readme)
+    }
 
 
-def test_readme_lists_no_flag_that_is_gone() -> None:
-    rows = [line for line in text("README.md").splitlines() if line.startswith("| `-")]
-    assert rows
-    known = {flag for action in server.build_parser()._actions for flag in action.option_strings}
-    listed = {flag for row in rows for flag in re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", row.split("|")[1])}
-    assert listed == known
+@pytest.mark.parametrize(
+    ("section", "parser"), [("The server", server.build_parser()), ("The client", run.build_parser())]
+)
+def test_readme_tables_list_no_flag_that_is_gone(section: str, parser: argparse.ArgumentParser) -> None:
+    lines = text("README.md").split(f"## {section}\n", 1)[1].split("\n## ", 1)[0].splitlines()
+    cells = [re.split(r"(?<!\\)\|", line)[1] for line in lines if line.startswith("| `-")]
+    listed = {flag for cell in cells for flag in re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", cell)}
+    assert listed == flags_of(parser)
 
 
 def test_readme_lists_every_variable_and_command() -> None:
