@@ -33,6 +33,7 @@ from .models import NAMES, model
 from .run import client_events
 
 WARM_UP = 4
+STOCK_UBATCH = 512  # what the stock client takes without being asked
 
 
 @dataclass
@@ -68,12 +69,13 @@ def stock_turn(peer: Peer, path: Path, endpoint: str, args: argparse.Namespace, 
             into.decode.append(event["decode_tps"])
 
 
-def own_turn(path: Path, endpoints: Sequence[str], args: argparse.Namespace, into: Speed, **place: Any) -> None:
-    """Do the same with ours."""
-    settings = ContextSettings(args.prefill + args.decode + 32, args.prefill, args.ubatch)
+def own_turn(path: Path, endpoints: Sequence[str], args: argparse.Namespace, ubatch: int, into: Speed) -> None:
+    """Do the same with ours; several servers take equal numbers of layers."""
+    settings = ContextSettings(args.prefill + args.decode + 32, args.prefill, ubatch)
+    split = [1.0] * len(endpoints)
     with (
         open_devices(endpoints, threads=1) as devices,
-        Model.open(path, devices, settings=settings, **place) as opened,
+        Model.open(path, devices, settings=settings, tensor_split=split) as opened,
     ):
         context = opened.context()
         tokens = np.random.default_rng(1).integers(3, opened.hparams.n_vocab, args.prefill + args.decode)
@@ -94,11 +96,11 @@ def own_turn(path: Path, endpoints: Sequence[str], args: argparse.Namespace, int
 def generate_turn(path: Path, endpoints: Sequence[str], args: argparse.Namespace, into: Speed) -> None:
     """Generate text with the default sampler, streaming."""
     sampling = SamplingParams(seed=1)
-    with LLM(path, rpc=endpoints, threads=1, n_ctx=args.decode + 288) as llm:
-        prompt = list(range(5, 37))
-        for _ in llm.generate(prompt, max_tokens=WARM_UP, sampling=sampling):
+    with LLM(path, rpc=endpoints, threads=1, n_ctx=args.prefill + args.decode + 32) as llm:
+        prompt = np.random.default_rng(1).integers(3, llm.model.hparams.n_vocab, args.prefill).tolist()
+        for _ in llm.generate(prompt, max_tokens=WARM_UP, sampling=sampling, ignore_eos=True):
             pass
-        stream = iter(llm.generate(prompt, max_tokens=args.decode, sampling=sampling))
+        stream = iter(llm.generate(prompt, max_tokens=args.decode, sampling=sampling, ignore_eos=True))
         next(stream)
         start, begun = time.perf_counter(), time.thread_time()
         count = sum(1 for _ in stream)
@@ -116,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         figures = {"stock client": Speed(), "our client": Speed(), "our client, generating": Speed()}
         for turn in range(args.repeats):
             stock_turn(peer, path, server, args, figures["stock client"])
-            own_turn(path, [server], args, figures["our client"])
+            own_turn(path, [server], args, STOCK_UBATCH, figures["our client"])
             generate_turn(path, [server], args, figures["our client, generating"])
             print(f"turn {turn + 1} of {args.repeats}", file=sys.stderr, flush=True)
         if one_core:
@@ -127,8 +129,8 @@ def run(args: argparse.Namespace) -> None:
             ]
             figures |= {"one pinned server": Speed(), "two pinned servers": Speed()}
             for _ in range(args.repeats):
-                own_turn(path, pinned[:1], args, figures["one pinned server"])
-                own_turn(path, pinned, args, figures["two pinned servers"], tensor_split="1,1")
+                own_turn(path, pinned[:1], args, args.ubatch, figures["one pinned server"])
+                own_turn(path, pinned, args, args.ubatch, figures["two pinned servers"])
     print(f"\n{'':24} {'prefill t/s':>12} {'decode t/s':>12} {'host us/token':>14}")
     for label, speed in figures.items():
         cells = [f"{statistics.median(v):.1f}" if v else "" for v in (speed.prefill, speed.decode, speed.host_us)]
@@ -146,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", default="gemma", help=f"a GGUF file or one of {', '.join(NAMES)}")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the server")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--ubatch", type=int, default=128)
+    parser.add_argument("--prefill", type=int, default=1024)
+    parser.add_argument("--ubatch", type=int, default=128, help="of the prompt that flows through pinned servers")
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     try:
