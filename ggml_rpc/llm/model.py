@@ -221,13 +221,12 @@ class Model:
             self._loaded.free()
             self._loaded = None
         self.file.file.close()
+        for device in self._live():
+            # What a server holds for a connection that broke meanwhile it frees by itself.
+            with suppress(ConnectionLost, DeadlineExceeded, ServerRefused):
+                device.flush()
         if self._owns_devices:
             self.devices.close()
-        else:
-            for device in self._live():
-                # What a server holds for a connection that broke meanwhile it frees by itself.
-                with suppress(ConnectionLost, DeadlineExceeded, ServerRefused):
-                    device.flush()
 
     def __enter__(self) -> Model:
         return self
