@@ -25,7 +25,7 @@ from ggml_rpc.llm.sizing import ContextSettings
 from ggml_rpc.peers.process import ServerProcess
 from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command
-from ggml_rpc.spec.dialects import GraphCache
+from ggml_rpc.spec.dialects import Dialect, GraphCache
 
 from .proxy import CountingProxy
 
@@ -33,8 +33,13 @@ STEPS = 16
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Monday, Tuesday, Wednesday,"  # what follows is plain enough for any rounding
 N_CTX = 1024
-CHANGED = ("3.0.0@2025-10-04", "3.6.0@2025-12-05", "3.6.0@2026-01-19")
-"""Tables that differ from all later ones in what probes find out."""
+CHANGED = ("3.0.0@2025-10-04", "3.6.0@2025-12-05", "3.6.0@2026-01-19", "ik-3.5.1@2025-11-30")
+"""Tables that differ from all later ones of their family in what probes find out."""
+
+
+def _layout(d: Dialect) -> tuple[object, ...]:
+    """Return what graphs of two tables must have in common for both to be read by one server."""
+    return d.ik_meaning, d.request_fields(Command.GRAPH_COMPUTE), d.record.size, d.compute_flag
 
 
 def check_table(server: Server, protocol: str) -> None:
@@ -46,9 +51,8 @@ def check_table(server: Server, protocol: str) -> None:
         assert server.dialect is own
     assert own in server.connection.candidates
     device = server.devices[0]
-    layout = own.request_fields(Command.GRAPH_COMPUTE)
-    others = [d for d in map(dialects.find, CHANGED) if d.request_fields(Command.GRAPH_COMPUTE) == layout]
-    others = [d for d in others if (d.record.size, d.compute_flag) == (own.record.size, own.compute_flag)]
+    layout = _layout(own)
+    others = [d for d in map(dialects.find, CHANGED) if _layout(d) == layout]
     print(f"{protocol}: told from {', '.join(d.name for d in others)}")
     assert narrow(device, [own, *others]) == (own,)
     free, total = device.memory()
