@@ -160,8 +160,8 @@ class Server:
         """Block until `close` is called from another thread or a signal handler."""
         if self._acceptor is None:
             self.start()
-        # A wait with a limit lets signal handlers run.
-        while not self._stopping.wait(3600):
+        # Handlers run in the main thread, and a signal that the kernel gave to another one does not wake it.
+        while not self._stopping.wait(0.5):
             pass
 
     def close(self) -> None:
