@@ -43,10 +43,13 @@ class Decoded:
         float32 [rows, n_vocab]; with `Best` [rows, k], the largest first; None for greedy choice.
     ids : ndarray or None
         int32 [rows, k]: the tokens that the logits are of; None if they are of all.
+    extra : ndarray or None
+        float32 [rows, n_extra]: the logits of the tokens that were asked for beside them.
     """
 
     logits: NDArray[np.float32] | None
     ids: NDArray[np.int32] | None
+    extra: NDArray[np.float32] | None = None
 
 
 class _Runner:
@@ -162,6 +165,7 @@ class Context:
         self._token = np.zeros(1, np.int32)
         self._position = np.zeros(1, np.int32)
         self._embd = np.zeros((1, hp.n_embd), np.float32)
+        self._extra: dict[int, NDArray[np.int32]] = {}
         self._reserve()
 
     def __enter__(self) -> Context:
@@ -221,7 +225,12 @@ class Context:
     # ---- Decoding ------------------------------------------------------------------------------------------------
 
     def decode(
-        self, tokens: Sequence[int] | NDArray[np.integer], *, logits: Wanted = "last", best: Best | None = None
+        self,
+        tokens: Sequence[int] | NDArray[np.integer],
+        *,
+        logits: Wanted = "last",
+        best: Best | None = None,
+        extra: Sequence[int] | NDArray[np.integer] = (),
     ) -> Decoded:
         """Take tokens in after those held so far.
 
@@ -233,6 +242,8 @@ class Context:
             Tokens after which the model is asked; indices into `tokens`, rising.
         best : Best, optional
             Reduce the rows to their largest on the device that makes them, so that only those cross the network.
+        extra : sequence of int
+            Tokens whose logits are wanted beside these, `best.n_extra` of them, in every row.
 
         Returns
         -------
@@ -248,6 +259,7 @@ class Context:
         """
         ids = np.asarray(tokens, np.int64).reshape(-1)
         self._check(ids)
+        self._take_extra(best, extra)
         first = self.n_past
         done = False
         try:
@@ -275,6 +287,20 @@ class Context:
         if low < 0 or high >= n_vocab:
             raise ContextError(f"token {low if low < 0 else high} is not in the vocabulary of {n_vocab}")
 
+    def _take_extra(self, best: Best | None, extra: Sequence[int] | NDArray[np.integer]) -> None:
+        """Note the tokens whose logits are wanted; steps send them from the same array each time."""
+        n_extra = 0 if best is None else best.n_extra
+        if len(extra) != n_extra:
+            raise ContextError(f"logits of {n_extra} given tokens are to be kept, but {len(extra)} tokens are given")
+        if not n_extra:
+            return
+        given = np.asarray(extra, np.int64)
+        if given.min() < 0 or given.max() >= self.weights.hparams.n_vocab:
+            raise ContextError(
+                f"a token whose logit is wanted is not in the vocabulary of {self.weights.hparams.n_vocab}"
+            )
+        self._extra.setdefault(n_extra, np.zeros((1, n_extra), np.int32))[0] = given
+
     def _step(self, token: int, position: int, best: Best | None) -> Decoded:
         """Decode one token: no graph is built and no array made but when the context has grown by 256."""
         for cells in self.cache.cells:
@@ -284,15 +310,17 @@ class Context:
         if runner is None:
             runner = self._compile(shape)
         if not runner.bound:
-            runner.bind(self._step_arrays())
+            runner.bind(self._step_arrays(best))
         self._position[0] = position
         self._token[0] = token
         if self._embedding is not None:
             self._embedding.lookup(self._token, self._embd)
         return self._decoded([runner.step()], best)
 
-    def _step_arrays(self) -> dict[str, NDArray[Any]]:
+    def _step_arrays(self, best: Best | None) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"tokens": self._token, "embd": self._embd, "positions": self._position}
+        if best is not None and best.n_extra:
+            arrays["extra"] = self._extra[best.n_extra]
         for i, cells in enumerate(self.cache.cells):
             arrays[f"k_rows.{i}"] = cells.step_k
             arrays[f"v_rows.{i}"] = cells.step_v
@@ -341,6 +369,8 @@ class Context:
             "positions": np.arange(position, position + n, dtype=np.int32),
             "wanted": u.rows,
         }
+        if best is not None and best.n_extra:
+            arrays["extra"] = np.repeat(self._extra[best.n_extra], len(u.rows), axis=0)
         if self._embedding is None:
             arrays["tokens"] = tokens.astype(np.int32)
         else:
@@ -356,19 +386,22 @@ class Context:
     def _decoded(self, parts: Sequence[Outputs], best: Best | None) -> Decoded:
         """Wait for the outputs of graphs, in order, and join them."""
         width = self.weights.hparams.n_vocab if best is None else min(best.k, self.weights.hparams.n_vocab)
+        n_extra = 0 if best is None else best.n_extra
         logits: list[NDArray[np.float32]] = []
         ids: list[NDArray[np.int32]] = []
         for outputs in parts:
             for t, data, arrival in outputs:
                 arrival.result()
                 if t.type == "F32":
-                    logits.append(np.frombuffer(data, np.float32).reshape(-1, width))
+                    logits.append(np.frombuffer(data, np.float32).reshape(-1, width + n_extra))
                 else:
                     ids.append(np.frombuffer(data, np.int32).reshape(-1, width))
         values, tokens = _joined(logits), _joined(ids)
         if values is not None and tokens is not None:
+            values, extra = values[:, :width], values[:, width:]
             order = np.argsort(-values, axis=1, kind="stable")
             values, tokens = np.take_along_axis(values, order, 1), np.take_along_axis(tokens, order, 1)
+            return Decoded(values, tokens, extra if n_extra else None)
         return Decoded(values, tokens)
 
     # ---- Graphs --------------------------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ class Generation(Iterator[Token]):
     def _decode(self, tokens: Sequence[int]) -> Fetched:
         need = Need.full if self._logprobs is not None else self._sampler.need()
         best = best_of(need)
-        return Fetched(self._session, self._session.decode(tokens, best), full=best is None)
+        extra = need.extra_ids if best is not None else ()
+        return Fetched(self._session, self._session.decode(tokens, best, extra), full=best is None)
 
     def _take(self, token: int, row: Fetched) -> Token:
         """Note a token; see whether it is the last."""
@@ -193,19 +194,17 @@ class Fetched:
         if need.kind == "full" and not self._full:
             self._decoded = self._session.again()
             self._full = True
-        logits, ids = self._decoded.logits, self._decoded.ids
+        logits, ids, extra = self._decoded.logits, self._decoded.ids, self._decoded.extra
         if ids is None:
             assert logits is not None
             row: NDArray[np.float32] = logits[0]
             return row
-        return Candidates(ids[0], np.zeros(len(ids[0]), np.float32) if logits is None else logits[0])
+        values = np.zeros(len(ids[0]), np.float32) if logits is None else logits[0]
+        return Candidates(ids[0], values, () if extra is None else extra[0])
 
 
 def best_of(need: Need) -> Best | None:
     """Return how the device that makes the logits is to reduce them, None if all of them are needed."""
-    if need.kind == "argmax":
-        return Best(1)
-    # Logits of chosen tokens would need a graph of their own; a sampler with penalties looks at the whole row.
-    if need.kind == "top" and not len(need.extra_ids):
-        return Best(need.k)
-    return None
+    if need.kind == "full":
+        return None
+    return Best(need.k, len(need.extra_ids))

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggml_rpc.errors import ContextError, PlacementError, RpcError
 
 from .context import Context, Decoded
@@ -123,7 +126,9 @@ class Session:
         del self.tokens[kept:]
         return kept
 
-    def decode(self, tokens: Sequence[int], best: Best | None = None) -> Decoded:
+    def decode(
+        self, tokens: Sequence[int], best: Best | None = None, extra: Sequence[int] | NDArray[np.integer] = ()
+    ) -> Decoded:
         """Take tokens in and return the logits after the last; see `Context.decode`.
 
         If a server is lost the model's layers there are brought elsewhere and all tokens are decoded anew, where
@@ -151,18 +156,18 @@ class Session:
                     self.context.decode(new[:step], logits=None)
                     self.tokens += new[:step]
                     del new[:step]
-                result = self.context.decode(new, logits="last", best=best)
+                result = self.context.decode(new, logits="last", best=best, extra=extra)
             except RpcError as e:
                 new = self._recover(e, self.tokens + new)
             else:
                 self.tokens += new
                 return result
 
-    def again(self, best: Best | None = None) -> Decoded:
-        """Return the logits after the last token in another form: it is decoded once more."""
+    def again(self) -> Decoded:
+        """Return all logits after the last token: it is decoded once more."""
         tokens = list(self.tokens)
         kept = self.rewind(tokens)
-        return self.decode(tokens[kept:], best)
+        return self.decode(tokens[kept:])
 
     # ---- Losses --------------------------------------------------------------------------------------------------
 

@@ -30,14 +30,22 @@ class Best:
     ----------
     k : int
         How many; 1 is greedy choice: the id alone is computed.
+    n_extra : int
+        How many logits of given tokens are wanted beside these.
     """
 
     k: int
+    n_extra: int = 0
 
     def __post_init__(self) -> None:
         """Check the number."""
         if self.k < 1:
             raise ContextError(f"at least one of the logits must be kept, not {self.k}")
+
+    @property
+    def id_alone(self) -> bool:
+        """Whether no logit is needed."""
+        return self.k == 1 and not self.n_extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +78,10 @@ class UbatchGraph:
     ----------
     graph : Graph
         Its inputs: `embd` F32 [n_embd, n_tokens] or `tokens` I32, `positions` I32, `wanted` I32 if not all rows are,
-        and for kind i of cache `k_rows.i` and `v_rows.i` I64 and `mask.i` [n_kv, n_tokens or more].
+        and for kind i of cache `k_rows.i` and `v_rows.i` I64 and `mask.i` [n_kv, n_tokens or more]; `extra` I32
+        [n_extra, n_outputs] where logits of given tokens are wanted.
     logits : Tensor or None
-        F32 [n_vocab, n_outputs], or [k, n_outputs]: the logits of `ids`.
+        F32 [n_vocab, n_outputs], or [k + n_extra, n_outputs]: the logits of `ids`, then those of `extra`.
     ids : Tensor or None
         I32 [k, n_outputs] in no order.
     """
@@ -148,7 +157,7 @@ def _reduced(g: Graph, logits: Tensor, best: Best | None, device: Device) -> Uba
     """Return what is read of the logits."""
     if best is None:
         return UbatchGraph(g, g.output(logits, "logits"), None)
-    if best.k == 1:
+    if best.id_alone:
         return UbatchGraph(g, None, g.output(g.argmax(logits), "ids"))
     n_vocab, n = logits.ne[:2]
     k = min(best.k, n_vocab)
@@ -157,5 +166,8 @@ def _reduced(g: Graph, logits: Tensor, best: Best | None, device: Device) -> Uba
     else:
         order = g.argsort(logits, "desc")
         ids = g.cont(g.view(order, (k, n), nb=(order.nb[1],)))
-    chosen = g.get_rows(g.reshape(logits, 1, n_vocab, n), ids)
-    return UbatchGraph(g, g.output(g.reshape(chosen, k, n), "logits"), g.output(ids, "ids"))
+    singles = g.reshape(logits, 1, n_vocab, n)
+    chosen = g.get_rows(singles, ids)
+    if best.n_extra:
+        chosen = g.concat(chosen, g.get_rows(singles, g.input("extra", "I32", (best.n_extra, n))), 1)
+    return UbatchGraph(g, g.output(g.reshape(chosen, k + best.n_extra, n), "logits"), g.output(ids, "ids"))

@@ -19,15 +19,17 @@ from ggml_rpc.llm.perplexity import nll_of, perplexity
 from ggml_rpc.llm.results import Token
 from ggml_rpc.llm.sampling import SamplingParams
 from ggml_rpc.llm.sizing import ContextSettings
+from ggml_rpc.llm.ubatch_graph import Best
 from ggml_rpc.peers import prepare_model, prepare_peer
 from ggml_rpc.peers.process import PATIENT, ServerProcess
 from ggml_rpc.server import Server
 from tests.e2e.conftest import need
 
-from .models import MODELS, cached
+from .models import MODELS, RandomModel, cached
 from .reference import stock_logits
 from .remote import drained, endpoints, held, servers
 
+WIDE = RandomModel("wide", "llama", n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=32, n_vocab=4096)
 GREEDY = SamplingParams(temperature=0)
 SEEDED = SamplingParams(temperature=1.0, top_k=20, seed=3)
 SIZES: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 32, "threads": 1}
@@ -141,6 +143,52 @@ def test_only_what_is_needed_crosses_the_network(path: Path, pair: list[Server])
         assert sent_for(llm, sampling=SEEDED) < 64 + 21 * 8
         assert sent_for(llm, sampling=SEEDED, logprobs=0) > 4 * n_vocab
     assert drained(server)
+
+
+@pytest.mark.parametrize("proto", ["8.0.0", "3.0.0"])
+def test_penalties_need_few_logits_too(proto: str) -> None:
+    wide = cached(WIDE, "F32")
+    penal = SamplingParams(
+        temperature=1.0, top_k=20, seed=3, repeat_penalty=1.3, logit_bias={7: 2.0, 11: float("-inf")}
+    )
+    prompt = [(13 * i) % 4000 for i in range(40)]
+    with servers(1, protocols=proto) as (server,), LLM(wide, rpc=server.endpoint, **SIZES) as llm:
+        few = llm.generate(prompt, max_tokens=70, sampling=penal, ignore_eos=True)
+        list(islice(few, 10))
+        (connection,) = server._connections
+        before = connection.session.stats()["sent"]
+        next(few)
+        assert connection.session.stats()["sent"] - before < 1500  # a row has 16384 bytes
+        few.finish()
+        every = llm.generate(prompt, max_tokens=70, sampling=penal, ignore_eos=True, logprobs=0)
+        every.finish()
+    assert few.tokens == every.tokens
+    assert 11 not in few.tokens
+
+
+def test_logits_of_given_tokens() -> None:
+    extra = [5, 4095, 5, 0]
+    with Model.open(cached(WIDE, "F32"), settings=ContextSettings(256, 64, 32)) as model, model.context() as context:
+        tokens = [(13 * i) % 4000 for i in range(70)]
+        whole = context.decode(tokens, logits=[3, 40, 69]).logits
+        context.clear()
+        part = context.decode(tokens, logits=[3, 40, 69], best=Best(3, 4), extra=extra)
+        assert whole is not None
+        assert part.extra is not None
+        assert part.logits is not None
+        np.testing.assert_allclose(part.extra, whole[:, extra], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(part.logits, -np.sort(-whole, axis=1)[:, :3], rtol=1e-5, atol=1e-5)
+        for best, given in (
+            (Best(3, 4), [1, 2, 3]),
+            (Best(3), [1]),
+            (None, [1]),
+            (Best(3, 1), [4096]),
+            (Best(3, 1), [-1]),
+        ):
+            held_before = context.n_past
+            with pytest.raises(ContextError, match=r"given|vocabulary"):
+                context.decode([1], best=best, extra=given)
+            assert context.n_past == held_before
 
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
