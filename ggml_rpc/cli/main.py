@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -41,7 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What follows the first word that is no option belongs to the subcommand.
     own = next((i + 1 for i, word in enumerate(words) if not word.startswith("-")), len(words))
     command = build_parser().parse_args(words[:own]).command
-    status: int = importlib.import_module(f"ggml_rpc.cli.{command}").main(words[own:])
+    try:
+        status: int = importlib.import_module(f"ggml_rpc.cli.{command}").main(words[own:])
+    except KeyboardInterrupt:
+        # Before the command could say how it ends.
+        status = 128 + signal.SIGINT
+    if status > 128 and argv is None:
+        # All is closed. A thread that still waits for a host to answer would keep the process for seconds.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 

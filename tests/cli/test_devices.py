@@ -68,3 +68,11 @@ def test_wrong_input_is_one_line(words: list[str], status: int, says: str, capsy
     assert captured.err.count("\n") == 1
     assert captured.err.startswith(f"{PROG}: ")
     assert says in captured.err
+
+
+def test_an_interrupt_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ggml_rpc.cli.devices.build_parser", interrupted)
+    assert commands.main(["devices"]) == 130

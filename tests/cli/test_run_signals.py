@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -78,6 +79,18 @@ def test_a_signal_while_loading(path: Path) -> None:
             process.send_signal(signal.SIGINT)
             ended(process, signal.SIGINT)
         assert drained(server)
+
+
+def test_a_signal_while_connecting(path: Path) -> None:
+    """A server that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        rpc = f"127.0.0.1:{silent.getsockname()[1]}"
+        with started(["run", "-m", path, "-p", PROMPT, "--rpc", rpc]) as process:
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(1)  # HELLO
+                process.send_signal(signal.SIGINT)
+                ended(process, signal.SIGINT)
 
 
 def test_the_reader_has_had_enough(path: Path) -> None:
