@@ -38,6 +38,9 @@ PADDED_ROW = 512
 ASKED_OPS = frozenset({"FLASH_ATTN_EXT", "MUL_MAT_ID"})
 ASKED_OPS_6 = ASKED_OPS | {"MUL_MAT", "CUMSUM", "ARGSORT", "TOP_K"}
 
+# ik_llama.cpp's clients of 3.5.1 send GRAPH_RECOMPUTE, its servers close the connection then.
+_IK_RECOMPUTES = (3, 5, 2)
+
 _U8 = struct.Struct("<B")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -344,6 +347,8 @@ class _StoredGraphs:
         self.lock = threading.Lock()
         self._device = device
         self._kind = dialect.graph_cache if Command.GRAPH_RECOMPUTE in dialect.commands else GraphCache.NONE
+        if dialect.ik_meaning and dialect.announce < _IK_RECOMPUTES:
+            self._kind = GraphCache.NONE
         self._uids: Iterator[int] = itertools.count(1)
         self._counted = 0
         self._known: weakref.WeakKeyDictionary[RemotePlan, int] = weakref.WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,9 @@ from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.remote import Server, connect
 from ggml_rpc.errors import DeviceError, GraphError, OutOfMemory
 from ggml_rpc.graph._tensor import Tensor
+from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import NAMES, find
+from tests.e2e.proxy import CountingProxy
 from tests.support.servers import running_server
 
 # One table of several with one number is found out by probes; these cannot be told apart by any.
@@ -48,6 +51,30 @@ def test_every_table_runs_a_product(proto: str) -> None:
         if not proto.startswith(UNCERTAIN):
             assert remote.encoder.speaks("UNARY")
             assert remote.encoder.speaks("FLASH_ATTN_EXT")
+
+
+@pytest.mark.parametrize(
+    ("proto", "again"),
+    [("3.0.0", 0), ("3.5.0", 2), ("7.0.0", 2), ("8.0.0", 2), ("ik-3.5.1", 0), ("ik-3.5.2@2026-04-13", 2)],
+)
+def test_a_graph_is_run_again_by_name_where_servers_can(proto: str, again: int) -> None:
+    with (
+        running_server(proto=proto, threads=1) as server,
+        CountingProxy(server.endpoint) as proxy,
+        connect(proxy.endpoint) as remote,
+    ):
+        device = remote.devices[0]
+        x = device.tensor(np.array([-2.0, 3.0], np.float32))
+        y = Tensor("F32", (2,), op="SQR", src=(x,))
+        device.place([y])
+        plan = device.prepare([y])
+        sent = Counter(proxy.requests)
+        for _ in range(3):
+            plan.run()
+            np.testing.assert_array_equal(device.read(y), [4, 9])
+        commands = find(proto).commands
+        assert proxy.requests[commands[Command.GRAPH_COMPUTE]] - sent[commands[Command.GRAPH_COMPUTE]] == 3 - again
+        assert proxy.requests[commands.get(Command.GRAPH_RECOMPUTE, -1)] == again
 
 
 def test_a_named_table_is_taken() -> None:
