@@ -63,7 +63,7 @@ dev: WERROR ?= ON
 dev: build  ## build the extensions in place, warnings as errors
 
 # Builds five versions of llama.cpp and one of ik_llama.cpp, an hour of one processor, at the first run.
-interop: build $(TESTING)  ## clients of older protocols, built from source (PYTEST_ARGS=... for some)
+interop: build $(TESTING)  ## older protocols on either side, built from source (PYTEST_ARGS=... for some)
 	$(PY) -m ggml_rpc.peers build $(if $(JOBS),--jobs $(JOBS)) $(PROTOCOLS)
 	GGML_RPC_INTEROP=1 GGML_RPC_REQUIRE_PEERS=1 $(PY) -m pytest tests/interop $(PYTEST_ARGS)
 
