@@ -264,6 +264,19 @@ class Connection:
             self._wake()
         self._bury()
 
+    def abandon(self, error: RpcError) -> RpcError:
+        """End the connection because an answer on it makes no sense; return what to raise.
+
+        Parameters
+        ----------
+        error : RpcError
+            What is wrong. It is returned, and all later uses of the connection tell of it, unless it had ended before.
+        """
+        try:
+            return self._break(error)
+        finally:
+            self._bury()
+
     def _settle(self) -> None:
         """Ask something before leaving.
 

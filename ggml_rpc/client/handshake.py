@@ -201,7 +201,8 @@ def _greet_as(address: _Address, dialect: Dialect) -> Greeting:
     while True:
         link, announced, _ = _hello(address, (dialect.hello_request,))
         with link:
-            insists = announced in seen
+            # Each table that is known, and once more the first: what goes on beyond that never ends.
+            insists = announced in seen or len(seen) > len(DIALECTS)
             if announced[0] == own[0] and (announced[1] <= own[1] or insists):
                 if announced[1] > own[1]:
                     log.warning("%s announces protocol %s; speaking %s", link.peer, _dotted(announced), dialect.name)

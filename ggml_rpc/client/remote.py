@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ggml_rpc.errors import ComputeError, DeviceError, OutOfMemory, ProtocolError, ServerRefused
+from ggml_rpc.errors import ComputeError, DeviceError, OutOfMemory, ProtocolError, RpcError, ServerRefused
 from ggml_rpc.graph._encoder import Encoder
 from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.spec.commands import Command
@@ -67,6 +67,7 @@ class Server:
         # Handles of buffers whose last reference went: freed when the server is next asked for something, since the
         # collector may come in the midst of a message.
         self._dead: deque[int] = deque()
+        self.live: set[int] = set()
         self._statuses: deque[Pending] = deque()
         self._n_devices = self._count()
         self._use(connection.candidates)
@@ -83,9 +84,12 @@ class Server:
             return 1
         count: int = _U32.unpack(self.connection.call(Command.DEVICE_COUNT).result())[0]
         if not 0 < count <= MAX_DEVICES:
-            self.connection.close()
-            raise ProtocolError(f"{self.endpoint}: DEVICE_COUNT: the server announces {count} devices")
+            raise self.distrust(self.endpoint, Command.DEVICE_COUNT, f"the server announces {count} devices")
         return count
+
+    def distrust(self, who: str, command: Command, what: str) -> RpcError:
+        """End the connection to a server whose answer makes no sense; return what to raise."""
+        return self.connection.abandon(ProtocolError(f"{who}: {command.name}: {what}"))
 
     @property
     def closed(self) -> bool:
@@ -125,6 +129,7 @@ class Server:
                 return
             for device in self.devices:
                 device.drop_plans()
+            self.live.discard(handle)
             self.connection.send(Command.FREE_BUFFER, _U64.pack(handle))
 
     def note_status(self, pending: Pending) -> None:
@@ -164,8 +169,10 @@ class RemoteDevice(Device):
             self._asked = ASKED_OPS_6 if not self._dialect.ik_meaning and self._dialect.announce >= (6,) else ASKED_OPS
         self.alignment = self._number(Command.GET_ALIGNMENT)
         if self.alignment == 0 or self.alignment & (self.alignment - 1) or self.alignment > 1 << 20:
-            raise ProtocolError(f"{self}: GET_ALIGNMENT: {self.alignment} is no sensible power of two")
+            raise self._distrust(Command.GET_ALIGNMENT, f"{self.alignment} is no sensible power of two")
         self.max_size = self._number(Command.GET_MAX_SIZE)
+        if self.max_size == 0:
+            raise self._distrust(Command.GET_MAX_SIZE, "no buffer could have 0 bytes at most")
         self.graphs = _StoredGraphs(self)
         self._last_plan: Callable[[], RemotePlan | None] = lambda: None
 
@@ -173,12 +180,30 @@ class RemoteDevice(Device):
         value: int = _U64.unpack(self._connection.call(command, self._prefix).result())[0]
         return value
 
+    def _distrust(self, command: Command, what: str) -> RpcError:
+        return self.server.distrust(str(self), command, what)
+
+    def _flag(self, command: Command, *request: bytes) -> bool:
+        """Ask what has yes or no as its answer."""
+        value: int = self._connection.call(command, *request).result()[0]
+        if value > 1:
+            raise self._distrust(command, f"the result is {value}, neither 0 nor 1")
+        return value == 1
+
     # ---- Memory --------------------------------------------------------------------------------------------------
 
     def memory(self) -> tuple[int, int]:
-        """Return free and total memory in bytes."""
+        """Return free and total memory in bytes.
+
+        Raises
+        ------
+        ProtocolError
+            If more is free than there is.
+        """
         self.server.free_dead()
         free, total = _2U64.unpack(self._connection.call(Command.GET_DEVICE_MEMORY, self._prefix).result())
+        if free > total:
+            raise self._distrust(Command.GET_DEVICE_MEMORY, f"{free} of {total} bytes are free")
         return free, total
 
     def allocate(self, size: int) -> Buffer:
@@ -186,13 +211,19 @@ class RemoteDevice(Device):
 
         Raises
         ------
+        DeviceError
+            If it is larger than the largest buffer of the device.
         OutOfMemory
             If the server refuses.
         ProtocolError
-            If its answer makes no sense.
+            If its answer makes no sense. The connection is closed then.
         """
         self.server.free_dead()
         size = max(size, 1)
+        if size > self.max_size:
+            raise DeviceError(
+                f"{self}: a buffer of {size} bytes is needed, the largest that it gives is {self.max_size} bytes"
+            )
         reply = self._connection.call(Command.ALLOC_BUFFER, self._prefix, _U64.pack(size)).result()
         handle, got = _2U64.unpack(reply)
         if handle == 0:
@@ -201,10 +232,14 @@ class RemoteDevice(Device):
                 f"{self}: the server refuses a buffer of {size} bytes; {free} of {total} bytes are free there"
             )
         if got < size:
-            raise ProtocolError(f"{self}: ALLOC_BUFFER: {size} bytes were asked for, the server gave {got}")
+            raise self._distrust(Command.ALLOC_BUFFER, f"{size} bytes were asked for, the server gave {got}")
+        if handle in self.server.live:
+            raise self._distrust(Command.ALLOC_BUFFER, f"the server gave buffer {handle:#x} twice")
+        self.server.live.add(handle)
         base: int = _U64.unpack(self._connection.call(Command.BUFFER_GET_BASE, _U64.pack(handle)).result())[0]
         if base == 0 or base % self.alignment or base + got >= 1 << 64:
-            raise ProtocolError(f"{self}: BUFFER_GET_BASE: {base:#x} is no address for {got} bytes")
+            raise self._distrust(Command.BUFFER_GET_BASE, f"{base:#x} is no address for {got} bytes")
+        # Bases of two buffers may be equal: where a device has no addresses of its own they are all the same number.
         return Buffer(handle, base, got, self, partial(self.server.release, handle))
 
     def alloc_size(self, t: Tensor) -> int:
@@ -227,11 +262,13 @@ class RemoteDevice(Device):
             slots = [self._encoder.tensor(s) if s is not None else absent for s in t.src]
             parts += slots + [absent] * (self._dialect.record.max_src - len(slots))
         size: int = _U64.unpack(self._connection.call(Command.GET_ALLOC_SIZE, *parts).result())[0]
+        if size < t.nbytes:
+            raise self._distrust(Command.GET_ALLOC_SIZE, f"{size} bytes for a tensor of {t.nbytes}")
         if size > self.max_size:
             raise DeviceError(
                 f"{self}: tensor {t.name!r} needs {size} bytes, the largest buffer is {self.max_size} bytes"
             )
-        return max(size, t.nbytes)
+        return size
 
     def placed(self, t: Tensor) -> None:
         """Announce a leaf whose rows the device may pad."""
@@ -265,7 +302,7 @@ class RemoteDevice(Device):
             self._set(t, view, 0, 0)
             return False
         request = (self._encoder.tensor(t), _2U64.pack(0, fnv1a_64(view) if digest is None else digest))
-        if self._connection.call(Command.SET_TENSOR_HASH, *request).result()[0]:
+        if self._flag(Command.SET_TENSOR_HASH, *request):
             return True
         self._set(t, view, 0, 1)
         return False
@@ -285,7 +322,7 @@ class RemoteDevice(Device):
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         """Let the server copy between two of its tensors."""
         request = (self._encoder.tensor(src), self._encoder.tensor(dst))
-        return bool(self._connection.call(Command.COPY_TENSOR, *request).result()[0])
+        return self._flag(Command.COPY_TENSOR, *request)
 
     def shares_with(self, other: Device) -> bool:
         """Tell whether the other device is behind the same connection."""

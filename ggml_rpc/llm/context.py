@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ggml_rpc.client.device import Buffer
 from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.schedule import Workspace, compile_graph
-from ggml_rpc.errors import ContextError, ModelError
+from ggml_rpc.errors import ComputeError, ContextError, ModelError
 from ggml_rpc.graph._tensor import Tensor
 
 from .batch import Ubatch, Wanted, split
@@ -255,7 +255,8 @@ class Context:
         ContextError
             If the tokens do not fit into the context or are not in the vocabulary. Nothing has changed then.
         ConnectionLost, DeviceError
-            If a device fails. Positions are those from before, or none if layers with a window had to overwrite some.
+            If a device fails, or names tokens that there are not. Positions are those from before, or none if layers
+            with a window had to overwrite some.
         """
         ids = np.asarray(tokens, np.int64).reshape(-1)
         self._check(ids)
@@ -397,12 +398,20 @@ class Context:
                 else:
                     ids.append(np.frombuffer(data, np.int32).reshape(-1, width))
         values, tokens = _joined(logits), _joined(ids)
+        if tokens is not None:
+            self._check_best(tokens)
         if values is not None and tokens is not None:
             values, extra = values[:, :width], values[:, width:]
             order = np.argsort(-values, axis=1, kind="stable")
             values, tokens = np.take_along_axis(values, order, 1), np.take_along_axis(tokens, order, 1)
             return Decoded(values, tokens, extra if n_extra else None)
         return Decoded(values, tokens)
+
+    def _check_best(self, ids: NDArray[np.int32]) -> None:
+        n_vocab = self.weights.hparams.n_vocab
+        if int(ids.view(np.uint32).max()) >= n_vocab:  # negative ones are beyond all others
+            wrong = ids[(ids < 0) | (ids >= n_vocab)][0]
+            raise ComputeError(f"{self.weights.output_device} names token {wrong} among the best of {n_vocab}")
 
     # ---- Graphs --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ggml_rpc.errors import ComputeError
+
 from .results import Timings, Token
 from .sampling import Candidates, Need, Sampler, log_softmax_at
 from .session import Session
@@ -120,7 +122,13 @@ class Generation(Iterator[Token]):
             raise ValueError("another generation was begun, or the model was closed: this one cannot go on")
         begin = time.perf_counter()
         row: Fetched = self._first() if not self.tokens else self._following()
-        token = self._sampler.next(row)
+        try:
+            token = self._sampler.next(row)
+        except ComputeError as e:
+            # What one device made passes through all that follow: any of them may be the one.
+            model = self._session.model
+            devices = ", ".join(str(model.devices.find(name)) for name in model.placement.devices)
+            raise ComputeError(f"{e} (computed by {devices})") from None
         out = self._take(token, row)
         spent = time.perf_counter() - begin
         if len(self.tokens) == 1:

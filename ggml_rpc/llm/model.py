@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ggml_rpc.client.device import Device
-from ggml_rpc.errors import ConnectionLost, DeadlineExceeded, PlacementError, ServerRefused
+from ggml_rpc.errors import ConnectionLost, DeadlineExceeded, PlacementError, ProtocolError, ServerRefused
 
 from .context import Context
 from .devices import DeviceSet, open_devices
@@ -223,7 +223,7 @@ class Model:
         self.file.file.close()
         for device in self._live():
             # What a server holds for a connection that broke meanwhile it frees by itself.
-            with suppress(ConnectionLost, DeadlineExceeded, ServerRefused):
+            with suppress(ConnectionLost, DeadlineExceeded, ProtocolError, ServerRefused):
                 device.flush()
         if self._owns_devices:
             self.devices.close()

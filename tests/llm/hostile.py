@@ -33,9 +33,9 @@ DRAWN = SamplingParams(temperature=1.0, top_k=4, seed=1)
 OURS = ("load", "hash", "connect", "pipeline")
 
 
-def tiny() -> Path:
+def tiny(kind: str = "Q8_0") -> Path:
     """Return the model's file."""
-    return cached(TINY, "Q8_0")
+    return cached(TINY, kind)
 
 
 @dataclass
@@ -48,18 +48,17 @@ class Run:
         As far as it came.
     error : RpcError or None
         What ended it.
-    opened, first, done : int
-        Requests that the man in the middle had seen when the model was open, the first token there, the last one there.
+    opened, first : int
+        Requests that the man in the middle saw when the model was open, and when the first token was there.
     """
 
     tokens: list[int] = field(default_factory=list)
     error: RpcError | None = None
     opened: int = 0
     first: int = 0
-    done: int = 0
 
 
-def run(rpc: list[str], man: Tamper, *, sampling: SamplingParams = DRAWN, **options: Any) -> Run:
+def run(rpc: list[str], man: Tamper, *, sampling: SamplingParams = DRAWN, kind: str = "Q8_0", **options: Any) -> Run:
     """Open the tiny model, take a prompt in, generate, close. Any error but an `RpcError` passes through."""
     out = Run()
 
@@ -67,13 +66,12 @@ def run(rpc: list[str], man: Tamper, *, sampling: SamplingParams = DRAWN, **opti
         out.tokens.append(token.id)
 
     try:
-        with LLM(tiny(), rpc=rpc, **{**SIZES, **options}) as llm:
+        with LLM(tiny(kind), rpc=rpc, **{**SIZES, **options}) as llm:
             out.opened = len(man.seen)
             answer = llm.generate(PROMPT, max_tokens=N_TOKENS, sampling=sampling, ignore_eos=True, on_token=note)
             next(answer)
             out.first = len(man.seen)
             answer.finish()
-            out.done = len(man.seen)
     except RpcError as e:
         out.error = e
     return out
@@ -134,8 +132,8 @@ def points(seen: list[Command], out: Run) -> list[Point]:
     found: list[Point] = []
     at = 0
     for command, same in groupby(seen):
-        steps = {"connect": load, "load": cache, "cache": out.opened, "prefill": out.first, "decode": out.done}
-        step = next((name for name, end in steps.items() if at < end), "close")
+        steps = {"connect": load, "load": cache, "cache": out.opened, "prefill": out.first}
+        step = next((name for name, end in steps.items() if at < end), "decode")
         found.append(Point(step, command, counts.get(command, 0) + 1))
         n = len(list(same))
         counts[command] = counts.get(command, 0) + n
