@@ -202,7 +202,8 @@ def open_llm(path: Path, options: argparse.Namespace, report: Report) -> LLM:
     opened: list[LLM] = []
 
     def redistributed(what: Redistribution) -> None:
-        report.redistributed(what, opened[0].model)
+        if opened:  # else it is loaded still; where it lies is told then
+            report.redistributed(what, opened[0].model)
 
     try:
         llm = LLM(

@@ -76,7 +76,8 @@ class LLM:
         before in the middle need not be computed from its beginning.
     on_loss : str
         What happens if a server is lost: `"error"`, or `"redistribute"`: its layers are brought to the devices that
-        are left, the text so far is computed anew, and generation goes on.
+        are left, the text so far is computed anew, and generation goes on. A server that cannot be reached at the
+        beginning is an error nevertheless.
     timeout : float
         Seconds without any progress after which a server that owes an answer counts as lost.
     dialect : Dialect or str, optional
@@ -143,6 +144,7 @@ class LLM:
                 settings=settings,
                 check=check,
                 progress=progress,
+                survive=on_loss == "redistribute",
                 close_devices=owned,
             )
             opened.callback(self.model.close)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ggml_rpc.client.device import Buffer, Device
-from ggml_rpc.errors import Cancelled, DeviceError, ModelError
+from ggml_rpc.errors import Cancelled, DeviceError, ModelError, RpcError
 from ggml_rpc.graph._tensor import Tensor
 
 from .arch import OUTPUT
@@ -125,6 +125,7 @@ class Loader:
         devices: Mapping[str, Device],
         *,
         keep: LoadedWeights | None = None,
+        go_on: bool = False,
     ) -> LoadedWeights:
         """Put a model's weights where a placement says.
 
@@ -138,6 +139,8 @@ class Loader:
             By the names in the placement.
         keep : LoadedWeights, optional
             An earlier load of the same file: what lies on the right device already stays there.
+        go_on : bool
+            The caller loads again after an `RpcError`: `on_stop` is not called then.
 
         Raises
         ------
@@ -165,7 +168,7 @@ class Loader:
         try:
             for device, pairs in sources.items():
                 buffers[device] = device.place([t for t, _ in pairs])
-            self._fill(sources)
+            self._fill(sources, go_on=go_on)
         except BaseException:
             for mine in buffers.values():
                 for buffer in mine:
@@ -180,7 +183,7 @@ class Loader:
 
     # ---- Threads -------------------------------------------------------------------------------------------------
 
-    def _fill(self, sources: Mapping[Device, Sequence[tuple[Tensor, GgufTensor]]]) -> None:
+    def _fill(self, sources: Mapping[Device, Sequence[tuple[Tensor, GgufTensor]]], *, go_on: bool) -> None:
         """Send all contents: a thread for each server and one for this machine."""
         jobs = _jobs(sources)
         if not jobs:
@@ -194,9 +197,9 @@ class Loader:
             done, _ = wait(running, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-        except BaseException:
+        except BaseException as e:
             stop.set()
-            if self._on_stop is not None:
+            if self._on_stop is not None and not (go_on and isinstance(e, RpcError)):
                 self._on_stop()
             raise
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -9,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ggml_rpc.client.device import Device
-from ggml_rpc.errors import ConnectionLost, DeadlineExceeded, PlacementError, ProtocolError, ServerRefused
+from ggml_rpc.client.remote import RemoteDevice
+from ggml_rpc.errors import PlacementError, RpcError
 
 from .context import Context
 from .devices import DeviceSet, open_devices
@@ -23,6 +25,10 @@ from .weights import ModelFile
 if TYPE_CHECKING:
     from .hparams import HParams
     from .weights import Weights
+
+log = logging.getLogger(__name__)
+
+_ENDLESS = 1 << 60
 
 
 class Model:
@@ -76,6 +82,7 @@ class Model:
         settings: ContextSettings | None = None,
         check: bool = True,
         progress: Progress | None = None,
+        survive: bool = False,
         close_devices: bool = False,
     ) -> Model:
         """Read a model, decide what goes where and load it.
@@ -108,6 +115,9 @@ class Model:
             Refuse weights that are NaN or infinite.
         progress : callable, optional
             Told of each tensor that was loaded, see `LoadProgress`.
+        survive : bool
+            Go on without servers that are lost while weights are loaded: what they were to take goes to the other
+            devices, as `redistribute` does it.
         close_devices : bool
             Close `devices` with the model, and as soon as loading fails or is interrupted: threads that wait for a
             server end at once then. Otherwise they stay open, and end what they are at.
@@ -144,8 +154,8 @@ class Model:
                     parse_split(tensor_split) if isinstance(tensor_split, str) else tensor_split,
                     [(e, devices.find(name).name) for e, name in parse_overrides(override_tensor)],
                 )
-                placement = place(demand, _rooms(chosen), _room(devices.host), wishes)
-            model._loaded = loader.load(read, placement, {d.name: d for d in devices.all})
+                placement = place(demand, [_room(d, survive) for d in chosen], _room(devices.host), wishes)
+            model._load(placement, survive)
             undo.pop_all()
         return model
 
@@ -186,9 +196,12 @@ class Model:
         """Return a context in the model's settings; raises what `Context` raises."""
         return self.settings.open(self.weights, self.devices.host)
 
+    def _lost(self) -> set[str]:
+        return {device.name for device in self.devices.lost()}
+
     def _live(self) -> list[Device]:
-        lost = self.devices.lost()
-        return [device for device in self.devices.all if device not in lost]
+        lost = self._lost()
+        return [device for device in self.devices.all if device.name not in lost]
 
     def redistribute(self) -> None:
         """Bring what lay on servers that are gone to the devices that are left; what lies on these stays.
@@ -204,16 +217,38 @@ class Model:
         DeviceError, OutOfMemory, ConnectionLost, DeadlineExceeded, ServerRefused
             From the devices that are left; may be called again.
         """
-        loaded = self.loaded
-        gone = {device.name for device in self.devices.lost()}
+        self._load_elsewhere(self.loaded.placement)
+
+    def _load(self, placement: Placement, survive: bool) -> None:
+        """Load for the first time."""
+        known: set[str] = set()
+        while True:
+            try:
+                if survive and self._lost():
+                    self._load_elsewhere(placement)
+                else:
+                    devices = {device.name: device for device in self.devices.all}
+                    self._loaded = self._loader.load(self.file, placement, devices, go_on=survive)
+                return
+            except PlacementError:
+                raise
+            except RpcError as e:
+                new = self._lost() - known
+                if not (survive and new):
+                    raise
+                log.warning("%s; bringing what %s was to take elsewhere", e, ", ".join(sorted(new)))
+                known |= new
+
+    def _load_elsewhere(self, placement: Placement) -> None:
+        """Load what a placement puts on lost devices on those that are left, and what else is not loaded yet."""
         live = self._live()
-        held = loaded.nbytes
+        held = {} if self._loaded is None else self._loaded.nbytes
         # Whoever holds something takes part, as a placement may have been given.
         taking = [device for device in live if device in self._chosen or device in held]
         taking.sort(key=lambda device: device is self.devices.host)
         rooms = [Room(device.name, device.memory()[0] + held.get(device, 0)) for device in taking]
-        placement = refill(self._demand, loaded.placement, rooms, gone)
-        self._loaded = self._loader.load(self.file, placement, {d.name: d for d in live}, keep=loaded)
+        placement = refill(self._demand, placement, rooms, self._lost())
+        self._loaded = self._loader.load(self.file, placement, {d.name: d for d in live}, keep=self._loaded, go_on=True)
 
     def close(self) -> None:
         """Free the weights; end the connections if the model opened them. Safe to call twice."""
@@ -223,7 +258,7 @@ class Model:
         self.file.file.close()
         for device in self._live():
             # What a server holds for a connection that broke meanwhile it frees by itself.
-            with suppress(ConnectionLost, DeadlineExceeded, ProtocolError, ServerRefused):
+            with suppress(RpcError):
                 device.flush()
         if self._owns_devices:
             self.devices.close()
@@ -237,12 +272,14 @@ class Model:
         self.close()
 
 
-def _room(device: Device) -> Room:
-    return Room(device.name, device.memory()[0])
-
-
-def _rooms(devices: Sequence[Device]) -> list[Room]:
-    return [_room(device) for device in devices]
+def _room(device: Device, survive: bool = False) -> Room:
+    try:
+        return Room(device.name, device.memory()[0])
+    except RpcError:
+        if not (survive and isinstance(device, RemoteDevice) and device.server.closed):
+            raise
+        # Whatever it gets goes to others before it is loaded.
+        return Room(device.name, _ENDLESS)
 
 
 def _main(devices: DeviceSet, name: str, chosen: Sequence[Device]) -> Device:

@@ -66,6 +66,13 @@ class Session:
     ----------
     tokens : list of int
         What the context holds.
+
+    Raises
+    ------
+    ContextError, OutOfMemory, DeviceError
+        From the context.
+    ConnectionLost, DeadlineExceeded, ServerRefused, ProtocolError, PlacementError
+        As `decode`.
     """
 
     def __init__(
@@ -81,8 +88,12 @@ class Session:
         self.tokens: list[int] = []
         self._on_loss = on_loss
         self._on_redistribution = on_redistribution
-        self._lost: set[str] = set()
-        self._context: Context | None = model.context()
+        self._lost = {device.name for device in model.devices.lost()}
+        self._context: Context | None = None
+        try:
+            self._context = model.context()
+        except RpcError as e:
+            self._recover(e, [])
 
     @property
     def context(self) -> Context:

@@ -29,6 +29,8 @@ N_TOKENS = 4
 SIZES: dict[str, Any] = {"n_ctx": 256, "n_batch": 64, "n_ubatch": 16, "threads": 1, "tensor_split": "1,1"}
 GREEDY = SamplingParams(temperature=0)
 DRAWN = SamplingParams(temperature=1.0, top_k=4, seed=1)
+PLACES = ("first", "last")
+"""Of the man in the middle among two servers."""
 # Of threads that the package starts and must end.
 OURS = ("load", "hash", "connect", "pipeline")
 

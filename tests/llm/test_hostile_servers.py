@@ -30,11 +30,10 @@ from ggml_rpc.spec import dialects
 from ggml_rpc.spec.commands import Command, ReplyKind
 from tests.support.tamper import Announce, Close, Hang, Lie, Long, Reset, Short, Spoiler, Tamper
 
-from .hostile import DRAWN, GREEDY, Point, between, complaints, distinct, leftovers, order, points, run, tiny
+from .hostile import DRAWN, GREEDY, PLACES, Point, between, complaints, distinct, leftovers, order, points, run, tiny
 from .remote import held, servers
 
 DIALECT = dialects.find("8.0.0")
-PLACES = ("first", "last")
 # Deadline of runs with a server that hangs; so many of them wait side by side.
 DEADLINE = 2.0
 AT_ONCE = 16

@@ -125,6 +125,8 @@ class Tamper:
         All requests so far.
     fired : int
         How many were spoilt.
+    on_fire : callable or None
+        Called each time.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Tamper:
         self.seen: list[Command] = []
         self.fired = 0
         self.n_sent = 0
+        self.on_fire: Callable[[], None] | None = None
         self._command, self._nth, self._spoiler, self._times = command, nth, spoiler, times
         self._counts: Counter[Command] = Counter()
         self._lock = threading.Lock()
@@ -165,6 +168,8 @@ class Tamper:
                 and self.fired < self._times
             ):
                 self.fired += 1
+                if self.on_fire is not None:
+                    self.on_fire()
                 return self._spoiler
         return Spoiler()
 
