@@ -12,6 +12,10 @@ from .device import align_up
 
 FOREVER = 1 << 60
 
+# Each element of the result comes from the same element of each source: any of them may give its memory. Other ops may
+# write rows before they have read all of their further sources.
+_ELEMENTWISE = frozenset({"ADD", "SUB", "MUL", "DIV"})
+
 
 class Arena:
     """Hand out ranges of a growing space, the tightest free one first.
@@ -112,13 +116,21 @@ def assign(
 
 def _donor(t: Tensor, ending: Set[Tensor], sizes: Mapping[Tensor, int]) -> Tensor | None:
     """Return the source whose memory the result may take over: it ends here and the op allows it."""
-    if not OP_BY_NAME[t.op].inplace:
+    if not ending or not OP_BY_NAME[t.op].inplace:
         return None
-    for s in t.src:
+    elementwise = t.op in _ELEMENTWISE
+    for s in t.src if elementwise else t.src[:1]:
         if s is None or root_of(s) not in ending:
             continue
         root = root_of(s)
-        whole = s is root or (s.view_offs == 0 and s.nbytes == root.nbytes)
-        if whole and s.ne == t.ne and s.nb == t.nb and s.type_id == t.type_id and sizes[root] == sizes[t]:
+        # What the op reads of it elsewhere, in another order or again for other rows, it would find overwritten.
+        others = (o for o in t.src if o is not None and o is not s and root_of(o) is root)
+        if _covers(s, t) and sizes[root] == sizes[t] and all(elementwise and _covers(o, t) for o in others):
             return root
     return None
+
+
+def _covers(s: Tensor, t: Tensor) -> bool:
+    """Tell whether a source takes up all of its root, element by element as the result would."""
+    whole = s.view_src is None or (s.view_offs == 0 and s.nbytes == s.view_src.nbytes)
+    return whole and s.ne == t.ne and s.nb == t.nb and s.type_id == t.type_id
