@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from ggml_rpc.errors import GraphError
 from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.spec.enums import TensorFlag
-from ggml_rpc.spec.ops import OP_BY_NAME
 
 from .allocator import FOREVER, assign, root_of
 from .device import Buffer, BytesLike, Device, DevicePlan, align_up, to_bytes
@@ -166,7 +165,8 @@ class Plan:
         if found is not None:
             return found
         buffer = t.buffer
-        if isinstance(buffer, Buffer):
+        # What is no output may have been overwritten by what came after.
+        if isinstance(buffer, Buffer) and root_of(t).op == "NONE":
             return buffer.device, t
         raise GraphError(f"tensor {t.name!r} is no output of this graph")
 
@@ -198,7 +198,8 @@ def compile_graph(graph: Graph, default: Device, *, workspaces: Mapping[Device, 
     Raises
     ------
     GraphError
-        If a leaf has neither place nor input, or the graph has no node.
+        If a leaf has neither place nor input, the graph has no node or was compiled before, or an input is written to
+        on one device and read on another.
     OutOfMemory, CompileError
         From the devices.
     """
@@ -209,6 +210,8 @@ class _Scheduler:
     def __init__(self, graph: Graph, default: Device) -> None:
         self.graph = graph
         self.default = default
+        if graph.is_compiled:
+            raise GraphError("the graph was compiled before and its tensors have their places: build it anew")
         self.nodes = graph.reachable()
         if not self.nodes:
             raise GraphError("the graph has no node that an output or a side effect needs")
@@ -217,6 +220,7 @@ class _Scheduler:
         self.splits: list[Split] = []
         self.copies: dict[tuple[Tensor, Device], Tensor] = {}
         self.clones: dict[Tensor, Tensor] = {}
+        self.written: dict[Tensor, Device] = {}  # inputs that nodes change
         self.input_places: dict[str, list[tuple[Device, Tensor]]] = {name: [] for name in graph.inputs}
 
     # ---- Where each node runs ------------------------------------------------------------------------------------
@@ -229,8 +233,8 @@ class _Scheduler:
                 return self.device_of[root]
             if (placed := _device_of_leaf(root)) is not None:
                 return placed
-        into = OP_BY_NAME[op].writes_into
-        if into is not None and t.view_src is not None:
+        elif t.view_src is not None:
+            # It writes into what is there already.
             root = root_of(t)
             placed = _device_of_leaf(root) or self.device_of.get(root)
             if placed is not None:
@@ -264,8 +268,8 @@ class _Scheduler:
             return here
         key = (here, device)
         if key not in self.copies:
-            if s.is_contiguous:
-                copy = Tensor(s.type_id, s.ne[: s.n_dims], name=f"{s.name[:48]} (copy)")
+            if s.is_contiguous or s is root:
+                copy = Tensor(s.type_id, s.ne[: s.n_dims], nb=s.nb, name=f"{s.name[:48]} (copy)")
                 split.transfers.append(Transfer(here, copy, origin))
                 self.copies[key] = copy
             else:
@@ -288,24 +292,49 @@ class _Scheduler:
     def _input(self, s: Tensor, root: Tensor, device: Device) -> Tensor:
         """Return an input, or a view of one, on a device: the first device takes the tensor itself."""
         places = self.input_places[self.inputs[root]]
+        self._check_written(root, places, device)
         mine = next((t for d, t in places if d is device), None)
         if mine is None:
             mine = (
                 root if not places else Tensor(root.type_id, root.ne[: root.n_dims], name=root.name, flags=root.flags)
             )
             places.append((device, mine))
-        if s is root or mine is root:
-            return s if mine is root else mine
+        if mine is root:
+            return self.clones.get(s, s)
+        if s is root:
+            return mine
         key = (s, device)
         if key not in self.copies:
             self.copies[key] = _view(s, mine)
         return self.copies[key]
 
+    def _write_input(self, root: Tensor, device: Device) -> None:
+        """Note that a node on a device changes an input."""
+        places = self.input_places[self.inputs[root]]
+        self.written[root] = device
+        self._check_written(root, places, device)
+        if not places:
+            places.append((device, root))
+
+    def _check_written(self, root: Tensor, places: list[tuple[Device, Tensor]], device: Device) -> None:
+        """Refuse an input that one device changes and another one reads: each has what the host sent."""
+        writer = self.written.get(root)
+        if writer is None:
+            return
+        for other in (device, *(d for d, _ in places)):
+            if other is not writer:
+                raise GraphError(
+                    f"input {root.name!r} is written to on {writer} and read on {other}: let nodes write into a copy"
+                )
+
     def _cut(self) -> None:
         for t in self.nodes:
-            if root_of(t) in self.inputs:
+            root = root_of(t)
+            if root in self.inputs and t.op in VIEW_OPS:
                 continue  # a view of an input is made again on each device that reads it
             device = self.device_of[t] = self._device(t)
+            if root in self.inputs:
+                self._write_input(root, device)
             if t.op in VIEW_OPS:
                 # It costs nothing and belongs to no split; encoding lists it where it is read.
                 sources = tuple(None if s is None else self.clones.get(s, s) for s in t.src)
@@ -366,8 +395,8 @@ class _Scheduler:
     def plan(self, workspaces: Mapping[Device, Workspace]) -> Plan:
         self._cut()
         devices = list(dict.fromkeys(split.device for split in self.splits))
-        for split_index, split in enumerate(self.splits):
-            self._mark_shared(split_index, split)
+        self._mark_shared()
+        self.graph.is_compiled = True
         sizes: dict[Device, int] = {}
         for device in devices:
             sizes[device] = self._place(device, workspaces.get(device))
@@ -380,16 +409,19 @@ class _Scheduler:
                 placed[o] = (self.device_of[root], self.clones.get(o, o))
         return Plan(self.splits, self.input_places, placed, sizes)
 
-    def _mark_shared(self, index: int, split: Split) -> None:
-        """Keep servers from fusing away what a later split of the same device reads."""
-        mine = {root_of(t) for t in split.nodes}
-        for later in self.splits[index + 1 :]:
-            if later.device is not split.device:
-                continue
-            for t in later.nodes:
+    def _mark_shared(self) -> None:
+        """Keep servers from fusing away what a later split of the same device reads, or the host."""
+        made_in: dict[Tensor, Split] = {}
+        for split in self.splits:
+            for t in split.nodes:
+                made_in.setdefault(root_of(t), split)
                 for s in t.src:
-                    if s is not None and root_of(s) in mine and root_of(s).place is None:
-                        root_of(s).flags |= TensorFlag.OUTPUT
+                    if s is not None and made_in.get(root := root_of(s), split) is not split and root.place is None:
+                        root.flags |= TensorFlag.OUTPUT
+        for o in self.graph.outputs:
+            root = root_of(self.clones.get(o, o))
+            if root in made_in and root.place is None:
+                root.flags |= TensorFlag.OUTPUT
 
     def _place(self, device: Device, workspace: Workspace | None) -> int:
         steps: list[Tensor] = []

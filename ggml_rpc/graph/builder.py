@@ -56,6 +56,8 @@ class Graph(
         Leaves that are set anew for each run.
     outputs : list of Tensor
         Tensors that are read after a run.
+    is_compiled : bool
+        Whether its tensors were given places, which is done once.
 
     Raises
     ------
@@ -68,6 +70,7 @@ class Graph(
         super().__init__()
         self.inputs: dict[str, Tensor] = {}
         self.outputs: list[Tensor] = []
+        self.is_compiled = False
         self._kept: set[int] = set()
 
     def input(self, name: str, type: str, ne: Sequence[int]) -> Tensor:
@@ -96,8 +99,8 @@ class Graph(
 
     def output(self, t: Tensor, name: str | None = None) -> Tensor:
         """Keep the contents of `t` after a run, rename it if a name is given, and return it."""
-        if not t.is_output:
-            t.flags |= TensorFlag.OUTPUT
+        t.flags |= TensorFlag.OUTPUT
+        if not any(t is o for o in self.outputs):
             self.outputs.append(t)
         if name is not None:
             t.name = name
@@ -120,11 +123,11 @@ class Graph(
     def reachable(self) -> list[Tensor]:
         """Return the nodes that have an effect, views too, in order of creation.
 
-        These are the outputs, what `keep` marked, what writes into a leaf (a cache) or into memory that a later one of
-        them reads, and all that they need.
+        These are the outputs, what `keep` marked, what writes into a leaf (a cache), into an output or into memory that
+        a later one of them reads, and all that they need.
         """
         needed = {t.id for t in self.outputs} | self._kept
-        read: set[int] = set()  # roots of what nodes further on read
+        read = {(t.view_src or t).id for t in self.outputs}  # roots of what the host or nodes further on read
         out = []
         for t in reversed(self.nodes):
             is_view = t.op in _VIEWS
