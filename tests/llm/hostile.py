@@ -50,14 +50,15 @@ class Run:
         As far as it came.
     error : RpcError or None
         What ended it.
-    opened, first : int
-        Requests that the man in the middle saw when the model was open, and when the first token was there.
+    opened, first, last : int
+        Requests that the man in the middle had seen when the model was open, the first token there, the last one there.
     """
 
     tokens: list[int] = field(default_factory=list)
     error: RpcError | None = None
     opened: int = 0
     first: int = 0
+    last: int = 0
 
 
 def run(rpc: list[str], man: Tamper, *, sampling: SamplingParams = DRAWN, kind: str = "Q8_0", **options: Any) -> Run:
@@ -74,6 +75,7 @@ def run(rpc: list[str], man: Tamper, *, sampling: SamplingParams = DRAWN, kind: 
             next(answer)
             out.first = len(man.seen)
             answer.finish()
+            out.last = len(man.seen)
     except RpcError as e:
         out.error = e
     return out
@@ -127,13 +129,13 @@ class Point:
 
 
 def points(seen: list[Command], out: Run) -> list[Point]:
-    """Return the requests of a run, of equal ones in a row the first."""
+    """Return the requests of a run until its last token, of equal ones in a row the first."""
     cache = seen.index(Command.BUFFER_CLEAR) - 2 if Command.BUFFER_CLEAR in seen else out.opened
     load = seen.index(Command.GET_DEVICE_MEMORY)
     counts: dict[Command, int] = {}
     found: list[Point] = []
     at = 0
-    for command, same in groupby(seen):
+    for command, same in groupby(seen[: out.last]):
         steps = {"connect": load, "load": cache, "cache": out.opened, "prefill": out.first}
         step = next((name for name, end in steps.items() if at < end), "decode")
         found.append(Point(step, command, counts.get(command, 0) + 1))

@@ -116,7 +116,7 @@ def test_a_second_server_leaves_while_the_first_is_replaced(first_loss: str, thr
         before: list[int] = []
         done = run([one.endpoint, two.endpoint, three[2].endpoint], two, **options)
         assert done.tokens == expected
-        everything = list(two.seen)
+        everything = two.seen[: done.last]
     found = []
     for at in range(before[0], len(everything)):
         command = everything[at]

@@ -114,6 +114,8 @@ class Tamper:
         How many are spoilt.
     stream : callable, optional
         Given the bytes that go to the client and how many went before, returns what goes in their place.
+    ends_at : int, optional
+        Connections are closed when so many bytes were to go to clients.
     dialect : str
         What the server speaks.
 
@@ -138,12 +140,14 @@ class Tamper:
         *,
         times: int = 1 << 30,
         stream: Callable[[bytes, int], bytes] | None = None,
+        ends_at: int | None = None,
         dialect: str = "8.0.0",
     ) -> None:
         host, port = target.rsplit(":", 1)
         self.target = (host, int(port))
         self.dialect = dialects.find(dialect)
         self.stream = stream
+        self.ends_at = ends_at
         self.seen: list[Command] = []
         self.fired = 0
         self.n_sent = 0
@@ -229,6 +233,8 @@ class Link(threading.Thread):
         out = data if owner.stream is None else owner.stream(data, owner.n_sent)
         owner.n_sent += len(data)
         self.near.sendall(out)
+        if owner.ends_at is not None and owner.n_sent > owner.ends_at:
+            self.close()
 
     def close(self) -> None:
         """End both connections; what was sent arrives."""
