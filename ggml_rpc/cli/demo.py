@@ -168,7 +168,7 @@ def write_with_own_client(model: Path, endpoints: Sequence[str], args: argparse.
         done[progress.device] = progress.bytes_done / max(progress.bytes_total, 1)
         bar.show(min(done.values()) if len(done) == len(endpoints) else 0.0)
 
-    with LLM(model, rpc=endpoints, n_ctx=1024, tensor_split="1,1", progress=loaded) as llm:
+    with LLM(model, rpc=endpoints, n_ctx=1024, progress=loaded) as llm:
         bar.finish(f"{time.perf_counter() - start:.1f} s")
         layers: dict[str, list[int]] = {}
         homes = [*llm.model.placement.layers, llm.model.placement.output]

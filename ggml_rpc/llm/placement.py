@@ -423,7 +423,9 @@ def _by_memory(demand: Demand, devices: Sequence[Room], owners: Sequence[str], n
         return []
     sizes[-1] += demand.compute_output
     capacities = _capacities(demand, devices, owners, named)
-    chosen = _spread(sizes, capacities)
+    # Numbers of layers in proportion, as llama.cpp has them, so that a prompt flows evenly; bytes if that does not fit.
+    even = _by_shares(len(sizes), [float(c) for c in capacities]) if any(capacities) else None
+    chosen = even if even is not None and _fits(sizes, capacities, even) else _spread(sizes, capacities)
     if chosen is None:
         # Nothing helps: let the check show what the shares would have been.
         total = [float(c) for c in capacities]

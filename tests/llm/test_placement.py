@@ -130,7 +130,7 @@ def test_compute_memory_comes_off_first() -> None:
     # Of 110 and 110 MiB, 100 are left for layers on each; with the last part's 90 only 10 on the second one.
     even = place(model(3, compute=10), rooms(110, 110), HOST)
     assert Counter(owners(even)) == {"RPC0": 2, "RPC1": 2}
-    uneven = place(model(4, compute=10, last=70), rooms(110, 110), HOST)
+    uneven = place(model(4, compute=10, last=80), rooms(110, 110), HOST)
     assert Counter(owners(uneven)) == {"RPC0": 4, "RPC1": 1}
 
 
