@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from .weights import Weights
 
+MAX_CTX = 1 << 24
+"""Most positions of a context: beyond any model's training, and the masks of so many still fit into memory here."""
+
 _PLANS_KEPT = 32
 """Compiled graphs of a context: one each 256 positions while it grows, and those of a prompt."""
 
@@ -150,6 +153,8 @@ class Context:
         hp = weights.hparams
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1:
             raise ContextError(f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: sizes must be positive")
+        if n_ctx > MAX_CTX:
+            raise ContextError(f"a context of {n_ctx} tokens: at most {MAX_CTX} are possible")
         n_ctx = padded(n_ctx or hp.n_ctx_train)
         self.weights = weights
         self.n_batch = min(n_batch, n_ctx)
