@@ -8,10 +8,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from ggml_rpc.errors import ComputeError, DeviceError, OutOfMemory, ProtocolError, RpcError, ServerRefused
 from ggml_rpc.graph._encoder import Encoder
@@ -23,11 +23,8 @@ from ggml_rpc.spec.types import TYPE_BY_ID
 from ggml_rpc.wire._hash import fnv1a_64
 
 from .connection import Connection, Pending
-from .device import Buffer, BytesLike, Device, DevicePlan, byte_view
+from .device import Buffer, BytesLike, Device, DevicePlan, Waiting, byte_view
 from .probe import narrow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_DEVICES = 64
 """A server that announces more is not believed."""
@@ -124,20 +121,24 @@ class Server:
     def free_dead(self) -> None:
         """Free the buffers that nothing refers to any more."""
         while self._dead:
-            handle = self._dead.popleft()
-            if self.connection.closed:
-                return
-            for device in self.devices:
-                device.drop_plans()
-            self.live.discard(handle)
-            self.connection.send(Command.FREE_BUFFER, _U64.pack(handle))
+            # The server forgets graphs with the buffer: no other thread may send one between these two.
+            with ExitStack() as held:
+                for device in self.devices:
+                    held.enter_context(device.graphs.forgotten())
+                with suppress(IndexError):  # another thread was first
+                    handle = self._dead.popleft()
+                    if self.connection.closed:
+                        return
+                    self.live.discard(handle)
+                    self.connection.send(Command.FREE_BUFFER, _U64.pack(handle))
 
     def note_status(self, pending: Pending) -> None:
-        """Keep the status of a graph until something waits (2.0.0 and 3.0.0 answer each graph by one byte)."""
+        """Keep the status of a graph until it is there (2.0.0 and 3.0.0 answer each graph by one byte)."""
         self._statuses.append(pending)
+        self.check_statuses(wait=False)
 
-    def check_statuses(self) -> None:
-        """Raise if a graph failed.
+    def check_statuses(self, *, wait: bool = True) -> None:
+        """Raise if a graph failed, of those that have ended by now if it is not to wait.
 
         Raises
         ------
@@ -145,7 +146,13 @@ class Server:
             With the server's status.
         """
         while self._statuses:
-            status = self._statuses.popleft().result()[0]
+            try:
+                if not wait and self._statuses[0].value is None:
+                    return
+                pending = self._statuses.popleft()
+            except IndexError:  # another thread was first
+                return
+            status = pending.result()[0]
             if status:
                 raise ComputeError(f"{self.endpoint}: GRAPH_COMPUTE: the server's status is {status}")
 
@@ -307,17 +314,12 @@ class RemoteDevice(Device):
         self._set(t, view, 0, 1)
         return False
 
-    def start_read(self, t: Tensor, out: BytesLike) -> Pending:
+    def start_read(self, t: Tensor, out: BytesLike) -> Waiting:
         """Ask for a tensor's bytes; they arrive in `out`."""
         view = byte_view(out)
         request = (self._encoder.tensor(t), _2U64.pack(0, view.nbytes))
-        return self._connection.call(Command.GET_TENSOR, *request, into=view)
-
-    def read_bytes(self, t: Tensor) -> bytearray:
-        """Return a tensor's bytes, first to last."""
-        out = super().read_bytes(t)
-        self.server.check_statuses()
-        return out
+        pending = self._connection.call(Command.GET_TENSOR, *request, into=view)
+        return _CheckedRead(pending, self.server) if self._dialect.graph_status_reply else pending
 
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         """Let the server copy between two of its tensors."""
@@ -376,6 +378,20 @@ class RemoteDevice(Device):
         self.server.check_statuses()
 
 
+class _CheckedRead:
+    """A read whose result raises if a graph before it failed."""
+
+    def __init__(self, pending: Pending, server: Server) -> None:
+        self._pending = pending
+        self._server = server
+
+    def result(self, timeout: float | None = None) -> bytes | memoryview:
+        """Wait for the bytes; the statuses of earlier graphs came before them."""
+        value = self._pending.result(timeout)
+        self._server.check_statuses(wait=False)
+        return value
+
+
 class _StoredGraphs:
     """Count, as the server does, which graphs it can run again by name."""
 
@@ -392,8 +408,15 @@ class _StoredGraphs:
 
     def forget(self) -> None:
         """Forget all. The server's count of uids stays as it is."""
+        with self.forgotten():
+            pass
+
+    @contextmanager
+    def forgotten(self) -> Iterator[None]:
+        """Forget all as `forget` does, and let no graph run until the end of the block."""
         with self.lock:
             self._known.clear()
+            yield
 
     def known(self, plan: RemotePlan) -> int | None:
         """Return the uid under which the server has the graph, None if it must be sent."""
