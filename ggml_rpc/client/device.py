@@ -223,13 +223,19 @@ class Device(ABC):
             groups[-1].append((t, used))
             used += need
             sizes[-1] = used
-        buffers = [self.allocate(size) for size in sizes]
-        for buffer, group in zip(buffers, groups, strict=True):
-            if clear is not None:
-                self.clear(buffer, clear)
-            for t, offset in group:
-                t.put(buffer, offset)
-                self.placed(t)
+        buffers: list[Buffer] = []
+        try:
+            for size, group in zip(sizes, groups, strict=True):
+                buffers.append(self.allocate(size))
+                if clear is not None:
+                    self.clear(buffers[-1], clear)
+                for t, offset in group:
+                    t.put(buffers[-1], offset)
+                    self.placed(t)
+        except BaseException:
+            for buffer in buffers:
+                buffer.free()
+            raise
         return buffers
 
     def placed(self, t: Tensor) -> None:  # noqa: B027

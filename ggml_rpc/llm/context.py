@@ -161,17 +161,23 @@ class Context:
         self.n_ubatch = min(n_ubatch, self.n_batch)
         settings = CacheSettings(n_ctx, self.n_ubatch, flash_attn, type_k.upper(), type_v.upper(), whole_window)
         self.cache = KvCache(hp, settings, weights.layer_device)
-        self._factors = _rope_factors(weights, n_ctx)
+        self._factors: dict[Device, Tensor] = {}
         self._embedding: Embedding | None = None
-        if EMBEDDING not in weights.tensors:
-            self._embedding = Embedding(weights.model.file.tensors[EMBEDDING], host or local_devices(threads=1)[0])
         self._workspaces = {device: Workspace(device) for device in weights.devices}
         self._runners: dict[Shape, _Runner] = {}
         self._token = np.zeros(1, np.int32)
         self._position = np.zeros(1, np.int32)
         self._embd = np.zeros((1, hp.n_embd), np.float32)
         self._extra: dict[int, NDArray[np.int32]] = {}
-        self._reserve()
+        try:
+            self._factors = _rope_factors(weights, n_ctx)
+            if EMBEDDING not in weights.tensors:
+                self._embedding = Embedding(weights.model.file.tensors[EMBEDDING], host or local_devices(threads=1)[0])
+            self._reserve()
+        except BaseException:
+            # Not left to the collector: the error refers to all of this, and may be kept while others want the memory.
+            self.close()
+            raise
 
     def __enter__(self) -> Context:
         return self
@@ -259,6 +265,8 @@ class Context:
         ------
         ContextError
             If the tokens do not fit into the context or are not in the vocabulary. Nothing has changed then.
+        ValueError
+            If the context was closed.
         ConnectionLost, DeviceError
             If a device fails, or names tokens that there are not. Positions are those from before, or none if layers
             with a window had to overwrite some.
@@ -269,7 +277,7 @@ class Context:
         first = self.n_past
         done = False
         try:
-            if len(ids) == 1 and logits is not None and _asks_for_one(logits):
+            if len(ids) == 1 and _asks_for_one(logits):
                 result = self._step(int(ids[0]), first, best)
             else:
                 result = self._batch(ids, first, logits, best)
@@ -282,6 +290,8 @@ class Context:
 
     def _check(self, ids: NDArray[np.int64]) -> None:
         n_vocab = self.weights.hparams.n_vocab
+        if not self._workspaces:
+            raise ValueError("the context was closed")
         if not ids.size:
             raise ContextError("there are no tokens to decode")
         if self.n_past + ids.size > self.n_ctx:
@@ -457,7 +467,9 @@ def as_bytes(array: NDArray[Any]) -> Bytes:
 
 def _asks_for_one(wanted: Wanted) -> bool:
     """Tell whether the one token of a batch is asked for."""
-    return isinstance(wanted, str) or (wanted is not None and len(wanted) == 1)
+    if wanted is None or isinstance(wanted, str):
+        return wanted in ("last", "all")
+    return len(wanted) == 1 and wanted[0] == 0
 
 
 def _rope_factors(weights: Weights, n_ctx: int) -> dict[Device, Tensor]:

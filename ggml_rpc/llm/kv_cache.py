@@ -270,16 +270,20 @@ class KvCache:
         for pair, device in zip(leaves, layer_device, strict=True):
             by_device.setdefault(device, []).extend(pair)
         rotations: dict[tuple[Device, int], Tensor] = {}
-        for device, tensors in by_device.items():
-            # Zeroed: a masked cell still takes part in sums, and 0 times a stale NaN is NaN.
-            self._buffers += device.place(tensors, clear=0)
         n_k = _rotation(settings.type_k, hp.head_dim_k, whole=True)
         n_v = _rotation(settings.type_v, hp.head_dim_v, whole=False)
-        for device in by_device:
-            for n in {n_k, n_v} - {0}:
-                t = rotations[device, n] = Tensor("F32", (n, n), name=f"rotation_{n}")
-                self._buffers += device.place([t])
-                device.write(t, hadamard(n))
+        try:
+            for device, tensors in by_device.items():
+                # Zeroed: a masked cell still takes part in sums, and 0 times a stale NaN is NaN.
+                self._buffers += device.place(tensors, clear=0)
+            for device in by_device:
+                for n in {n_k, n_v} - {0}:
+                    t = rotations[device, n] = Tensor("F32", (n, n), name=f"rotation_{n}")
+                    self._buffers += device.place([t])
+                    device.write(t, hadamard(n))
+        except BaseException:
+            self.free()
+            raise
         self.layers = [
             LayerCache(k, v, rotations.get((device, n_k)), rotations.get((device, n_v)))
             for (k, v), device in zip(leaves, layer_device, strict=True)

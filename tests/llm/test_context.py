@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ggml_rpc.client.device import Device
-from ggml_rpc.client.local import local_devices
+from ggml_rpc.client.local import LocalBuffer, LocalDevice, local_devices
 from ggml_rpc.client.remote import Server, connect
-from ggml_rpc.errors import ConnectionLost, ContextError, ModelError, ServerRefused
+from ggml_rpc.devices import open_devices
+from ggml_rpc.errors import ConnectionLost, ContextError, ModelError, OutOfMemory, ServerRefused
 from ggml_rpc.llm.batch import split
 from ggml_rpc.llm.context import Context
 from ggml_rpc.llm.embedding import Embedding
@@ -269,3 +270,45 @@ def test_a_lost_server_is_an_error_and_positions_stay(
         with pytest.raises((ConnectionLost, ServerRefused), match=connections[dead].endpoint):
             context.decode(TOKENS[20 : 20 + n_tokens])
         assert context.n_past == 20
+
+
+class Narrow(LocalDevice):
+    """A device that refuses memory after some buffers, and knows which it gave."""
+
+    def __init__(self, given: int) -> None:
+        super().__init__(open_devices(["CPU"], threads=1)[0])
+        self._left = given
+        self.buffers: list[LocalBuffer] = []
+
+    def allocate(self, size: int) -> LocalBuffer:
+        if not self._left:
+            raise OutOfMemory(f"{self}: no more")
+        self._left -= 1
+        self.buffers.append(super().allocate(size))
+        return self.buffers[-1]
+
+
+# The second device has one buffer of weights, then gives none for the cache, or for intermediate results.
+@pytest.mark.parametrize(("given", "settings"), [(1, {}), (2, {}), (2, {"type_k": "Q8_0", "flash_attn": True})])
+def test_what_a_failed_context_held_is_free_while_its_error_is_kept(given: int, settings: dict[str, Any]) -> None:
+    first, second = Narrow(1000), Narrow(given)
+    with GgufFile.open(cached(MODELS["llama"], "F32")) as file:
+        weights = place(file, [first, second])
+        held = len(first.buffers)
+        with pytest.raises(OutOfMemory) as kept:
+            Context(weights, n_ctx=256, **settings)
+        assert len(first.buffers) > held
+        assert all(buffer.is_free for buffer in first.buffers[held:] + second.buffers[1:])
+        assert not any(buffer.is_free for buffer in first.buffers[:held])
+        assert kept.value.__traceback__ is not None
+
+
+def test_closed_contexts_and_odd_wishes_are_refused(weights_of: Place) -> None:
+    context = Context(weights_of("llama"), n_ctx=256)
+    for wanted in ("lst", [5], [-1]):
+        with pytest.raises(ContextError, match="wanted"):
+            context.decode([1], logits=wanted)  # type: ignore[arg-type]
+    assert context.decode([1], logits=[0]).logits is not None
+    context.close()
+    with pytest.raises(ValueError, match="the context was closed"):
+        context.decode([1])
