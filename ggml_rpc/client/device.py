@@ -69,7 +69,7 @@ class Buffer(Place):
         return not self._release.alive
 
     def free(self) -> None:
-        """Give the memory back now; tensors in it are of no more use."""
+        """Give the memory back: tensors in it are of no more use. A server is told at the next allocation or flush."""
         self._release()
 
     def __enter__(self) -> Buffer:
@@ -132,7 +132,13 @@ class Device(ABC):
 
     @abstractmethod
     def write(self, t: Tensor, data: BytesLike, offset: int = 0) -> None:
-        """Copy bytes into a tensor. `data` may be reused when this returns; the device may not have them yet."""
+        """Copy bytes into a tensor. `data` may be reused when this returns; the device may not have them yet.
+
+        Raises
+        ------
+        GraphError
+            If the tensor does not lie here, or ends before the bytes do.
+        """
 
     def digest(self, data: BytesLike) -> int | None:
         """Return the hash by which `write_cached` would ask for these bytes, None where it would not ask."""
@@ -148,7 +154,7 @@ class Device(ABC):
 
     @abstractmethod
     def start_read(self, t: Tensor, out: BytesLike) -> Waiting:
-        """Start copying a tensor's bytes, first to last, into writable memory of just that size."""
+        """Start copying a tensor's bytes from the first on into writable memory; raises like `write`."""
 
     @abstractmethod
     def copy(self, src: Tensor, dst: Tensor) -> bool:
@@ -240,6 +246,21 @@ class Device(ABC):
 
     def placed(self, t: Tensor) -> None:  # noqa: B027
         """Let the device know of a leaf that has got its place."""
+
+    def check_range(self, t: Tensor, offset: int, size: int) -> None:
+        """Raise GraphError unless bytes of a tensor can be reached here: a server would end the connection."""
+        buffer = t.buffer
+        if buffer is None:
+            raise GraphError(f"{self}: tensor {t.name!r} has no place")
+        if isinstance(buffer, Buffer):
+            if buffer.device is not self and not self.shares_with(buffer.device):
+                raise GraphError(f"{self}: tensor {t.name!r} lies on {buffer.device}")
+            if buffer.is_free:
+                raise GraphError(f"{self}: the memory of tensor {t.name!r} was freed")
+        if not 0 <= offset <= offset + size <= t.nbytes:
+            raise GraphError(
+                f"{self}: tensor {t.name!r} has {t.nbytes} bytes, not the {size} from {offset} on that were asked for"
+            )
 
     def read_bytes(self, t: Tensor) -> bytearray:
         """Return a tensor's bytes, first to last."""

@@ -70,26 +70,31 @@ class LocalDevice(Device):
         """Return the tensor's own size."""
         return t.nbytes
 
-    @staticmethod
-    def bytes_of(t: Tensor) -> NDArray[np.uint8]:
+    def bytes_of(self, t: Tensor) -> NDArray[np.uint8]:
         """Return a tensor's memory, first to last byte."""
+        return self._part_of(t, 0, t.nbytes)
+
+    def _part_of(self, t: Tensor, offset: int, size: int) -> NDArray[np.uint8]:
+        self.check_range(t, offset, size)
         buffer = t.buffer
         assert isinstance(buffer, LocalBuffer)
-        return buffer.memory[t.offset : t.offset + t.nbytes]
+        begin = t.offset + offset
+        return buffer.memory[begin : begin + size]
 
     def write(self, t: Tensor, data: BytesLike, offset: int = 0) -> None:
         """Copy bytes into a tensor."""
         source = np.frombuffer(byte_view(data), np.uint8)
-        self.bytes_of(t)[offset : offset + source.size] = source
+        self._part_of(t, offset, source.size)[:] = source
 
     def start_read(self, t: Tensor, out: BytesLike) -> Done:
         """Copy a tensor's bytes."""
-        np.frombuffer(byte_view(out), np.uint8)[:] = self.bytes_of(t)
+        to = np.frombuffer(byte_view(out), np.uint8)
+        to[:] = self._part_of(t, 0, to.size)
         return Done()
 
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         """Copy between two tensors of this process."""
-        self.bytes_of(dst)[:] = self.bytes_of(src)
+        self._part_of(dst, 0, src.nbytes)[:] = self._part_of(src, 0, dst.nbytes)
         return True
 
     def shares_with(self, other: Device) -> bool:

@@ -289,9 +289,11 @@ class RemoteDevice(Device):
     # ---- Contents ------------------------------------------------------------------------------------------------
 
     def _set(self, t: Tensor, data: BytesLike, offset: int, cache: int) -> None:
+        view = byte_view(data)
+        self.check_range(t, offset, view.nbytes)
         flag = _U8.pack(cache) if self._dialect.set_tensor_cache_flag else b""
         header = self._encoder.tensor(t) + flag + _U64.pack(offset)
-        self._connection.send(Command.SET_TENSOR, header, byte_view(data))
+        self._connection.send(Command.SET_TENSOR, header, view)
 
     def write(self, t: Tensor, data: BytesLike, offset: int = 0) -> None:
         """Send bytes of a tensor."""
@@ -308,6 +310,7 @@ class RemoteDevice(Device):
         if view.nbytes <= HASH_THRESHOLD_BYTES:
             self._set(t, view, 0, 0)
             return False
+        self.check_range(t, 0, view.nbytes)
         request = (self._encoder.tensor(t), _2U64.pack(0, fnv1a_64(view) if digest is None else digest))
         if self._flag(Command.SET_TENSOR_HASH, *request):
             return True
@@ -317,12 +320,15 @@ class RemoteDevice(Device):
     def start_read(self, t: Tensor, out: BytesLike) -> Waiting:
         """Ask for a tensor's bytes; they arrive in `out`."""
         view = byte_view(out)
+        self.check_range(t, 0, view.nbytes)
         request = (self._encoder.tensor(t), _2U64.pack(0, view.nbytes))
         pending = self._connection.call(Command.GET_TENSOR, *request, into=view)
         return _CheckedRead(pending, self.server) if self._dialect.graph_status_reply else pending
 
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         """Let the server copy between two of its tensors."""
+        self.check_range(src, 0, dst.nbytes)
+        self.check_range(dst, 0, src.nbytes)
         request = (self._encoder.tensor(src), self._encoder.tensor(dst))
         return self._flag(Command.COPY_TENSOR, *request)
 

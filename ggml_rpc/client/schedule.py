@@ -263,6 +263,8 @@ class _Scheduler:
         origin = self.device_of.get(root) or _device_of_leaf(root)
         if origin is None:
             raise GraphError(f"tensor {root.name!r} has no place and is no input of the graph")
+        if isinstance(root.place, Buffer) and root.place.is_free:
+            raise GraphError(f"{origin}: the memory of tensor {root.name!r} was freed")
         here = self.clones.get(s, s)
         if origin is device:
             return here

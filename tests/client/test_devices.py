@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ggml_rpc.client.device import Device
+from ggml_rpc.client.device import Buffer, Device
 from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.remote import Server, connect
 from ggml_rpc.errors import DeviceError, GraphError, OutOfMemory
 from ggml_rpc.graph._tensor import Tensor
+from ggml_rpc.graph.builder import Graph
 from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import NAMES, find
 from tests.e2e.proxy import CountingProxy
@@ -223,3 +224,33 @@ def test_synchronizing_after_the_last_graphs_memory_was_freed() -> None:
         device.synchronize()
         assert device.read(x).tolist() == [1.0] * 4
         del plan
+
+
+def test_tensors_that_cannot_be_reached_are_refused_before_the_server_ends_the_connection(device: Device) -> None:
+    t = device.tensor(np.arange(4, dtype=np.float32), name="t")
+    values = np.zeros(5, np.float32)
+    nowhere = Tensor("F32", (4,), name="nowhere")
+    for reach in (lambda x: device.write(x, values[:4]), device.read, lambda x: device.copy(t, x)):
+        with pytest.raises(GraphError, match="'nowhere' has no place"):
+            reach(nowhere)
+    with pytest.raises(GraphError, match="'t' has 16 bytes, not the 20 from 0 on"):
+        device.write(t, values)
+    with pytest.raises(GraphError, match="'t' has 16 bytes, not the 8 from 12 on"):
+        device.write(t, values[:2], 12)
+    with pytest.raises(GraphError, match="'t' has 16 bytes, not the 20"):
+        device.start_read(t, values)
+    with pytest.raises(GraphError, match="'t' has 16 bytes, not the 20"):
+        device.copy(t, device.tensor(values))
+    freed = device.tensor(values[:4], name="freed")
+    assert isinstance(freed.buffer, Buffer)
+    freed.buffer.free()
+    with pytest.raises(GraphError, match="memory of tensor 'freed' was freed"):
+        device.read(freed)
+    graph = Graph()
+    graph.output(graph.sqr(freed))
+    with pytest.raises(GraphError, match="memory of tensor 'freed' was freed"):
+        device.compile(graph)
+    if device.endpoint is not None:
+        with pytest.raises(GraphError, match="'away' lies on CPU"):
+            device.read(local_devices(threads=1)[0].tensor(values, name="away"))
+    assert device.read(t).tolist() == [0, 1, 2, 3]
