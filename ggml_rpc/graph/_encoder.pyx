@@ -157,6 +157,8 @@ cdef class Encoder:
         cdef bint done
         list_.reserve(len(nodes))
         for t in nodes:
+            if t is None:
+                raise TypeError("a node is None")
             list_.push_back(&t.t)
         memset(<void *> &err, 0, sizeof(Error))
         with nogil:
