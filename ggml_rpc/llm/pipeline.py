@@ -7,7 +7,7 @@ stages in order and hands what they made on as transfers under way; the next ser
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Bytes = NDArray[np.uint8]
 Outputs = list[tuple["Tensor", bytearray, "Waiting"]]
 """What was read, where its bytes go, and the wait for them."""
+
+# How long a reply may lie at a server while another one is busy; servers give up after 30 s and more.
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(eq=False)
@@ -118,6 +121,7 @@ class Pipeline:
     def __init__(self) -> None:
         self._threads: list[tuple[Device, ThreadPoolExecutor]] = []
         self._in_flight: list[Future[Outputs]] = []
+        self._arriving: list[tuple[ThreadPoolExecutor, list[Waiting]]] = []
 
     def __enter__(self) -> Pipeline:
         return self
@@ -135,19 +139,38 @@ class Pipeline:
         bounds what is held for them.
         """
         while len(self._in_flight) > len(staged.stages):
-            self._in_flight.pop(0).result()
+            oldest = self._in_flight.pop(0)
+            if not wait([oldest], timeout=_PATIENCE_SECONDS).done:
+                self._fetch()
+            oldest.result()
         carried: dict[Transfer, tuple[bytearray, Waiting]] = {}
         made: Future[Outputs] | None = None
+        arriving: list[tuple[ThreadPoolExecutor, list[Waiting]]] = []
         for stage in staged.stages:
-            made = self._thread(stage.device).submit(_run_stage, stage, inputs, carried, made)
+            thread = self._thread(stage.device)
+            arriving.append((thread, []))
+            made = thread.submit(_run_stage, stage, inputs, carried, made, arriving[-1][1])
         assert made is not None
+        # Behind this job's stages, so that servers have work while what they made before is fetched.
+        self._fetch()
+        self._arriving = arriving
         self._in_flight.append(made)
         return made
 
     def drain(self) -> None:
         """Wait until all jobs were handed to their last server."""
+        self._fetch()
         while self._in_flight:
             self._in_flight.pop(0).result()
+
+    def _fetch(self) -> None:
+        """Let each server's thread take what the last job made for others.
+
+        They may be busy for long, and a server that cannot get rid of a reply does nothing else, and gives up in time.
+        """
+        for thread, waits in self._arriving:
+            thread.submit(_wait_for, waits)
+        self._arriving = []
 
     def _thread(self, device: Device) -> ThreadPoolExecutor:
         for other, thread in self._threads:
@@ -163,8 +186,12 @@ def _run_stage(
     inputs: Mapping[str, Bytes],
     carried: dict[Any, tuple[bytearray, Waiting]],
     before: Future[Outputs] | None,
+    arriving: list[Waiting],
 ) -> Outputs:
-    """Run one stage of one job on its server's thread; what it makes goes to `carried` as reads under way."""
+    """Run one stage of one job on its server's thread; what it makes goes to `carried` as reads under way.
+
+    The waits for these are listed in `arriving` too.
+    """
     outputs = [] if before is None else before.result()
     for name, device, t in stage.inputs:
         device.write(t, inputs[name].data)
@@ -179,6 +206,13 @@ def _run_stage(
         split.run()
     for transfer in stage.sends:
         data = bytearray(transfer.source.nbytes)
-        carried[transfer] = (data, transfer.origin.start_read(transfer.source, data))
+        arrival = transfer.origin.start_read(transfer.source, data)
+        carried[transfer] = (data, arrival)
+        arriving.append(arrival)
     outputs.extend(_read(stage))
     return outputs
+
+
+def _wait_for(waits: Sequence[Waiting]) -> None:
+    for arrival in waits:
+        arrival.result()

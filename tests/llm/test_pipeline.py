@@ -144,6 +144,32 @@ def test_what_is_under_way_is_bounded() -> None:
     assert len(ahead) == 20
 
 
+def test_replies_are_taken_while_the_next_server_computes() -> None:
+    """A server that cannot get rid of what it made for the next one does nothing else, and gives up in the end."""
+    fetched = threading.Semaphore(0)
+    in_time = []
+
+    class Fetched(Apart):
+        def start_read(self, t: Tensor, out: Any) -> Any:
+            super().start_read(t, out)
+            return self
+
+        def result(self, timeout: float | None = None) -> None:
+            fetched.release()
+
+    def on_run(name: str) -> None:
+        if name == "b" and not in_time:
+            # Its own wait for the first job, and those of the other thread for all three that are under way.
+            in_time.append(all(fetched.acquire(timeout=WAIT / 5) for _ in range(4)))
+
+    staged = staged_over([Fetched("a", on_run), Apart("b", on_run)])
+    with Pipeline() as pipeline:
+        jobs = [pipeline.submit(staged, inputs(i, 1)) for i in range(5)]
+        pipeline.drain()
+    assert in_time == [True]
+    assert [values(job.result()) for job in jobs] == [expected(i, 1, 2) for i in range(5)]
+
+
 @pytest.mark.parametrize("broken", ["a", "b", "c"])
 def test_an_error_ends_all(broken: str, calls: list[str]) -> None:
     def on_run(name: str) -> None:
