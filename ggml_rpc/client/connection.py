@@ -31,6 +31,9 @@ _MAX_PIECES = 512
 # How often a sender that cannot go on looks whether it must now read replies, which another thread did until then; and
 # how long a small send waits for another thread's.
 _TICK_SECONDS = 0.01
+LEAVE_SECONDS = 2.0
+"""The longest wait in `Connection.close`, for replies that are due."""
+
 # Waits are cut into pieces of this, which every platform's poll and lock can take.
 _LONGEST_WAIT_SECONDS = 3600.0
 
@@ -252,15 +255,18 @@ class Connection:
         """Leave. What is gathered and not sent is dropped: whatever it would have done ends with the connection.
 
         A server need not have taken all that was sent; end with a `call` where that matters (a tensor for its cache).
+        If replies are due, this waits for them for a short while.
         """
         if self._process != os.getpid():
             self._closed = True
             self._close_socket()
             return
-        if not self._closed and self._history.n_sent == 0:
-            self._settle()
         with self._turn:
-            self._closed = True
+            was_open, self._closed = not self._closed, True
+            self._turn.notify_all()
+        if was_open:
+            self._take_leave()
+        with self._turn:
             self._wake()
         self._bury()
 
@@ -277,19 +283,38 @@ class Connection:
         finally:
             self._bury()
 
-    def _settle(self) -> None:
-        """Ask something before leaving.
+    def _take_leave(self) -> None:
+        """Say that nothing more comes, and hear what the server still has to say.
 
-        A server that finds out what its clients speak takes one that leaves right after HELLO for one that did not like
-        the number, and offers another one next.
+        Stock servers of protocols that answer FREE_BUFFER are ended by SIGPIPE if nobody is there for the answer. And
+        a server that finds out what its clients speak takes one that leaves right after HELLO for one that did not like
+        the number, and offers another one next: so something is asked first.
         """
-        if self._send_lock.acquire(blocking=False):
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if self._sending or not self._lead():
+                return
             try:
-                if not self._sending:
-                    with contextlib.suppress(OSError):  # it left first
+                with contextlib.suppress(OSError):  # it left first
+                    if self._history.n_sent == 0:
                         self._sock.send(self._requests.harmless())
+                    elif self._replies.due is None:
+                        return
+                    self._sock.shutdown(socket.SHUT_WR)
+                    self._hear_out()
             finally:
-                self._send_lock.release()
+                self._unlead()
+        finally:
+            self._send_lock.release()
+
+    def _hear_out(self) -> None:
+        """Read until the server closes the connection, for a short while."""
+        end = time.monotonic() + LEAVE_SECONDS
+        unheard = bytearray(SMALL_BYTES)
+        while (left := end - time.monotonic()) > 0:
+            if self._readable.poll(_milliseconds(left)) and not self._sock.recv_into(unheard):
+                return
 
     # ---- Sending -------------------------------------------------------------------------------------------------
 

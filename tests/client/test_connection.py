@@ -280,6 +280,44 @@ def test_closing_is_polite_and_final(server: RunningServer) -> None:
     assert "closed" in repr(connection)
 
 
+def test_a_server_is_heard_out() -> None:
+    """One that has an answer left when the client goes is ended by SIGPIPE if it is of a stock build."""
+    said = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.hello(3, 6, 1)
+        number, _ = peer.request()
+        assert number == Command.FREE_BUFFER
+        assert peer.sock.recv(1) == b"", "the client says first that nothing more comes"
+        for _ in range(4):
+            peer.send(bytes(2))
+        said.set()
+
+    with FakeServer(serve) as fake:
+        connection = Connection(fake.endpoint)
+        connection.send(Command.FREE_BUFFER, bytes(8))
+        connection.flush()
+        connection.close()
+        assert said.wait(SECONDS)
+
+
+def test_a_server_that_owes_an_answer_is_left_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggml_rpc.client.connection.LEAVE_SECONDS", 0.01)
+    left = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.hello(3, 6, 1)
+        peer.request()
+        peer.stall(left)
+
+    with FakeServer(serve) as fake:
+        connection = Connection(fake.endpoint)
+        connection.call(Command.GET_ALIGNMENT, DEVICE)
+        connection.close()
+        left.set()
+        assert connection.closed
+
+
 def test_a_result_outlives_its_connection(server: RunningServer) -> None:
     with Connection(server.endpoint) as connection:
         pending = connection.call(Command.GET_ALIGNMENT, DEVICE)
