@@ -123,12 +123,12 @@ class Plan:
         name : str
             As in `Graph.input`.
         values : array_like
-            As many elements as the input has; converted to its type.
+            In NumPy's shape of the input, leading dimensions of 1 apart, or flat; converted to its type.
 
         Raises
         ------
         GraphError
-            If the graph has no such input, or the number of elements differs.
+            If the graph has no such input, or the shape differs.
         """
         places = self.inputs.get(name)
         if places is None:
@@ -139,6 +139,8 @@ class Plan:
         array = np.asarray(values)
         if array.size != t.n_elements:
             raise GraphError(f"input {name!r} has {t.n_elements} elements, {array.size} were given")
+        if array.ndim > 1 and _trimmed(array.shape) != _trimmed(t.shape):
+            raise GraphError(f"input {name!r} has the shape {t.shape}, an array of {array.shape} was given")
         self.set_bytes(name, to_bytes(array, t.type))
 
     def set_bytes(self, name: str, data: BytesLike) -> None:
@@ -174,6 +176,12 @@ class Plan:
         """Wait for an output and return its elements in NumPy's shape."""
         device, placed = self.where(t)
         return device.read(placed)
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without its leading ones."""
+    first = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    return shape[first:]
 
 
 def compile_graph(graph: Graph, default: Device, *, workspaces: Mapping[Device, Workspace] | None = None) -> Plan:

@@ -159,6 +159,9 @@ def test_what_is_missing_is_named(devices: list[Device]) -> None:
         plan.set("y", [1])
     with pytest.raises(GraphError, match="4 elements, 3 were given"):
         plan.set("x", [1, 2, 3])
+    with pytest.raises(GraphError, match=r"shape \(4,\), an array of \(2, 2\) was given"):
+        plan.set("x", [[1, 2], [3, 4]])
+    plan.set("x", [[1, 2, 3, 4]])
     with pytest.raises(GraphError, match="no output"):
         plan.read(Tensor("F32", (4,), name="stranger"))
 
