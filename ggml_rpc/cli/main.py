@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
@@ -10,6 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from ggml_rpc import __version__
+
+from .arguments import Parser
 
 # Subcommand -> its line in the help. The module `ggml_rpc.cli.<subcommand>` has a `main(argv) -> int`.
 COMMANDS = {
@@ -21,19 +22,18 @@ COMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of what stands before the subcommand's own arguments."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="ggml-rpc",
-        description="Language models on this machine and on RPC servers. The server is the command ggml-rpc-server.",
-        epilog=f"commands:\n{lines}\n\n`ggml-rpc COMMAND --help` shows a command's own options.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = Parser(
+        "ggml-rpc",
+        "Language models on this machine and on RPC servers. The server is the command ggml-rpc-server.",
+        f"commands:\n{lines}\n\n`ggml-rpc COMMAND --help` shows a command's own options.",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
     )
     parser.add_argument("--version", action="version", version=f"ggml-rpc {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     return parser
 
 
@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # What follows the first word that is no option belongs to the subcommand.
     own = next((i + 1 for i, word in enumerate(words) if not word.startswith("-")), len(words))
-    command = build_parser().parse_args(words[:own]).command
+    parser = build_parser()
+    command = parser.parse_args(words[:own]).command
+    if command is None:
+        parser.error(f"there is no command: {', '.join(COMMANDS)}")
     try:
         status: int = importlib.import_module(f"ggml_rpc.cli.{command}").main(words[own:])
     except KeyboardInterrupt:

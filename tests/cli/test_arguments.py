@@ -111,6 +111,13 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         commands.main(["nothing"])
     assert end.value.code == 2
+    capsys.readouterr()
+    for words, says in (([], "no command: run, bench"), (["--nothing"], "unrecognized arguments: --nothing")):
+        with pytest.raises(SystemExit) as end:
+            commands.main(words)
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
     # A subcommand gets its own --help.
     with pytest.raises(SystemExit) as end:
         commands.main(["devices", "--help"])
