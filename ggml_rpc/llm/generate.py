@@ -247,6 +247,8 @@ class LLM:
         ValueError
             If an argument makes no sense, or the model was closed.
         """
+        if isinstance(prompt, (bytes, bytearray)):
+            raise TypeError("a prompt is a str or token ids, not bytes")
         tokens = self.tokenize(prompt, parse_special=True) if isinstance(prompt, str) else [int(t) for t in prompt]
         if not tokens and self.tokenizer.bos_id is not None:
             tokens = [self.tokenizer.bos_id]
@@ -274,11 +276,22 @@ class LLM:
 
         Raises
         ------
+        TypeError
+            If `messages` is no sequence of mappings.
+        ValueError
+            If there are none, or one has no role, or what `generate` raises it for.
         ModelError
             If the template cannot be used.
         ContextError
             If the conversation does not fit into the context.
         """
+        if isinstance(messages, (str, bytes, Mapping)) or not all(isinstance(m, Mapping) for m in messages):
+            raise TypeError("messages must be a list of mappings such as {'role': 'user', 'content': 'Hello'}")
+        if not messages:
+            raise ValueError("there are no messages to answer")
+        for i, message in enumerate(messages):
+            if "role" not in message:
+                raise ValueError(f"message {i} has no role; it has {', '.join(map(str, message)) or 'nothing'}")
         return self.generate(self.template.encode(messages), **options)
 
     def _check_prompt(self, tokens: Sequence[int]) -> None:
@@ -287,7 +300,8 @@ class LLM:
         n_ctx, n_vocab = self.n_ctx, self.model.hparams.n_vocab
         if len(tokens) > n_ctx:
             raise ContextError(
-                f"the prompt has {len(tokens)} tokens, the context {n_ctx}: shorten it, or take a larger context (-c)"
+                f"the prompt has {len(tokens)} tokens, the context {n_ctx}: shorten it, or take a larger context"
+                " (-c, n_ctx)"
             )
         for token in tokens:
             if not 0 <= token < n_vocab:

@@ -246,6 +246,22 @@ def test_chat_is_the_template_encoded(llm: LLM) -> None:
     assert len(generation.tokens) <= 2
 
 
+def test_what_is_no_conversation_or_prompt_is_named(llm: LLM) -> None:
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        ("Hello", TypeError, "list of mappings"),
+        (["Hello"], TypeError, "list of mappings"),
+        ({"role": "user", "content": "Hello"}, TypeError, "list of mappings"),
+        ([], ValueError, "no messages"),
+        ([{"role": "user", "content": "Hello"}, {"content": "x"}], ValueError, "message 1 has no role; it has content"),
+    ]
+    for messages, kind, says in wrong:
+        with pytest.raises(kind, match=says):
+            llm.chat(messages)
+    prompt: Any = b"Hello"
+    with pytest.raises(TypeError, match="not bytes"):
+        llm.generate(prompt)
+
+
 # ---- The context -----------------------------------------------------------------------------------------------------
 
 
