@@ -89,7 +89,8 @@ def add_model(parser: Parser, *, lists: bool = False) -> None:
     add(
         *("-ts", "--tensor-split"),
         metavar="N,N,...",
-        help="share of each device, such as 3,1 (in proportion to free memory)",
+        help="share of the layers, the output counted as one, for each device, such as 3,1 (in"
+        " proportion to free memory)",
     )
     add(
         *("-dev", "--device"),
@@ -139,7 +140,8 @@ def add_context(parser: Parser, *, n_ctx: int) -> None:
         type=integer(0, MAX_COUNT, "number of tokens"),
         default=n_ctx,
         metavar="N",
-        help=f"tokens of prompt and answer together ({n_ctx}); 0: as many as the model was trained for",
+        help=f"tokens of prompt and answer together, rounded up to a multiple of 256 ({n_ctx}); 0: as many as the model"
+        " was trained for",
     )
     tokens = integer(1, MAX_COUNT, "number of tokens")
     add_computing(group, lambda read: read, lambda value: value, tokens)

@@ -215,7 +215,8 @@ class Console(Report):
 
     def redistributed(self, what: Redistribution, model: Model) -> None:
         self._bars.finish()
-        self.note(f"\nlost {', '.join(what.lost)}: {what.cause}")
+        # The cause was logged when the server was lost.
+        self.note(f"\nwithout {', '.join(what.lost)}:")
         for line in device_lines(placed(model)):
             self.note(line)
         self.note(f"placed anew in {what.seconds:.1f} s; {what.n_tokens} tokens are computed again")

@@ -110,7 +110,8 @@ class Server:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Server {self.endpoint}, protocol {self.dialect.name}, {len(self.devices)} devices>"
+        devices = ", ".join(device.name for device in self.devices)
+        return f"<Server {self.endpoint}, protocol {self.dialect.name}: {devices}>"
 
     # ---- Shared by the devices -----------------------------------------------------------------------------------
 

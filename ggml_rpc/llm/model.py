@@ -285,7 +285,7 @@ def _room(device: Device, survive: bool = False) -> Room:
 def _main(devices: DeviceSet, name: str, chosen: Sequence[Device]) -> Device:
     if name.strip().isdecimal():
         if int(name) >= len(chosen):
-            raise PlacementError(f"there is no main device {int(name)}: in this run there are {_numbered(chosen)}")
+            raise PlacementError(f"there is no main device {int(name)}: this run has {_numbered(chosen)}")
         return chosen[int(name)]
     main = devices.find(name)
     if main not in chosen:
@@ -296,4 +296,4 @@ def _main(devices: DeviceSet, name: str, chosen: Sequence[Device]) -> Device:
 
 
 def _numbered(devices: Sequence[Device]) -> str:
-    return ", ".join(f"{i} ({device.name})" for i, device in enumerate(devices))
+    return ", ".join(f"{i}: {device.name}" for i, device in enumerate(devices))

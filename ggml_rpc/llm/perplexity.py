@@ -83,7 +83,8 @@ def perplexity(
         raise ContextError(f"a window of {n_ctx} tokens is too short: 4 are the least")
     if len(tokens) < 2 * n_ctx:
         raise ContextError(
-            f"the text has {len(tokens)} tokens, fewer than two windows of {n_ctx}: take more text or smaller windows"
+            f"the text has {len(tokens)} tokens, fewer than two chunks of {n_ctx}: take more text, or"
+            " a smaller context (-c, n_ctx)"
         )
     if n_windows is not None and n_windows < 1:
         raise ContextError(f"{n_windows} windows cannot be scored; 1 is the least")

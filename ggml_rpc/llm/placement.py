@@ -343,7 +343,8 @@ def _shares(split: Sequence[float], devices: Sequence[Room]) -> list[float]:
     names = ", ".join(room.name for room in devices)
     if len(split) > len(devices):
         raise PlacementError(
-            f"the tensor split {text} has {len(split)} entries, but there are {len(devices)} devices: {names}"
+            f"the tensor split {text} has {len(split)} entries, but the devices that take layers are"
+            f" {len(devices)}: {names}"
         )
     for share in split:
         if not math.isfinite(share) or share < 0:

@@ -92,4 +92,4 @@ def test_a_text_that_is_too_short(path: Path, tmp_path: Path, capsys: pytest.Cap
     assert commands.main(["perplexity", "-m", str(path), "-f", str(tmp_path / "short.txt"), *SMALL]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "fewer than two windows of 64" in captured.err.splitlines()[-1]
+    assert "fewer than two chunks of 64" in captured.err.splitlines()[-1]

@@ -337,11 +337,11 @@ def test_loss_of_a_server(on_loss: str, path: Path, llm: LLM) -> None:
         (["-m", "{model}", "-f", "{tmp}/absent"], "absent: No such file"),
         (["-m", "{model}", "-f", "{tmp}/short.gguf"], "is no text in UTF-8"),
         (["-m", "{model}", "-ts", "a,b"], "no list of numbers"),
-        (["-m", "{model}", "-ts", "1,2"], "has 2 entries, but there are 1 devices"),
+        (["-m", "{model}", "-ts", "1,2"], "has 2 entries, but the devices that take layers are 1: CPU"),
         (["-m", "{model}", "-ts", "0"], "gives nothing"),
         (["-m", "{model}", "-dev", "RPC7"], "unknown device 'RPC7'"),
         (["-m", "{model}", "-dev", "CPU,CPU"], "twice"),
-        (["-m", "{model}", "-mg", "1"], "no main device 1: in this run there are 0 (CPU)"),
+        (["-m", "{model}", "-mg", "1"], "no main device 1: this run has 0: CPU"),
         (["-m", "{model}", "-ot", "ffn"], "REGEX=DEVICE"),
         (["-m", "{model}", "-ot", "nothing_like_it=CPU"], "matches no weight"),
         (["-m", "{model}", "-ot", "(=CPU"], "no regular expression"),
@@ -370,7 +370,7 @@ def test_wrong_input_is_one_line(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["-p", "word " * 400], "shorten it, or take a larger context (-c)"),
+        (["-p", "word " * 400], "shorten it, or take a larger context (-c, n_ctx)"),
         (["-p", PROMPT, "-l", "512+1"], "names token 512, but the model's last one is 511"),
     ],
 )

@@ -95,7 +95,7 @@ def test_host_may_be_among_the_devices() -> None:
 @pytest.mark.parametrize(
     ("split", "said"),
     [
-        ([1, 1, 1], "1,1,1 has 3 entries, but there are 2 devices: RPC0, RPC1"),
+        ([1, 1, 1], "1,1,1 has 3 entries, but the devices that take layers are 2: RPC0, RPC1"),
         ([0, 0], "0,0 gives nothing to any of RPC0, RPC1"),
         ([1, -1], "no share: -1"),
         ([math.nan, 1], "no share: nan"),
