@@ -387,7 +387,7 @@ def test_what_only_the_loaded_model_knows(
 
 
 def test_what_does_not_fit_is_shown_in_a_table(path: Path, pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["run", "-m", str(path), "-p", PROMPT, "-c", "100000000", "--rpc", pair.rpc]) == 1
+    assert commands.main(["run", "-m", str(path), "-p", PROMPT, "-c", "16777216", "--rpc", pair.rpc]) == 1
     first, head, *rows = capsys.readouterr().err.splitlines()
     assert first.startswith(f"{PROG}: the model does not fit: RPC")
     assert head.split()[:3] == ["device", "free", "weights"]
