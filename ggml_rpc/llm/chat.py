@@ -14,6 +14,7 @@ from .tokenizer import Tokenizer
 KEY = "tokenizer.chat_template"
 MAX_TEMPLATE = 1 << 20  # characters
 MAX_LINE = 300  # characters of a message that a template writes
+_CHATML_END = "<|im_end|>"
 _CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -39,6 +40,8 @@ class ChatTemplate:
         Seconds that rendering may take.
     note : str or None
         What a user should know about the template.
+    stop : tuple of str
+        Texts that end an answer where the model has no token for that.
 
     Attributes
     ----------
@@ -46,6 +49,8 @@ class ChatTemplate:
         The template.
     note : str or None
         What a user should know about the template, such as that the model file has none.
+    stop : tuple of str
+        Texts that end an answer where the model has no token for that.
 
     Raises
     ------
@@ -53,11 +58,20 @@ class ChatTemplate:
         If the template is too long.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, *, deadline: float = 10.0, note: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        *,
+        deadline: float = 10.0,
+        note: str | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> None:
         if len(source) > MAX_TEMPLATE:
             raise ModelError(f"the model's chat template has {len(source)} characters, more than {MAX_TEMPLATE}")
         self.source = source
         self.note = note
+        self.stop = stop
         self._tokenizer = tokenizer
         self._deadline = deadline
         self._bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
@@ -81,7 +95,8 @@ class ChatTemplate:
         """
         source = metadata.get(KEY)
         if source is None:
-            return cls(_CHATML, tokenizer, note="the model file has no chat template: ChatML is used")
+            note = "the model file has no chat template: ChatML is used"
+            return cls(_CHATML, tokenizer, note=note, stop=(_CHATML_END,))
         if not isinstance(source, str):
             raise ModelError(f"{KEY} of the model file is not a text")
         return cls(source, tokenizer)

@@ -292,7 +292,9 @@ class LLM:
         for i, message in enumerate(messages):
             if "role" not in message:
                 raise ValueError(f"message {i} has no role; it has {', '.join(map(str, message)) or 'nothing'}")
-        return self.generate(self.template.encode(messages), **options)
+        template = self.template
+        options["stop"] = (*options.get("stop", ()), *template.stop)
+        return self.generate(template.encode(messages), **options)
 
     def _check_prompt(self, tokens: Sequence[int]) -> None:
         if not tokens:

@@ -138,6 +138,7 @@ def test_phi3(tokenizer: Tokenizer) -> None:
 def test_without_a_template_chatml_is_used_and_told(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate.from_metadata({}, tokenizer)
     assert chat.note == "the model file has no chat template: ChatML is used"
+    assert chat.stop == ("<|im_end|>",)
     assert chat.render(CONVERSATION[:2]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy is the sky blue? <|im_end|>\n"
         "<|im_start|>assistant\n"
