@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ggml_rpc.client.device import Device
 from ggml_rpc.client.remote import RemoteDevice
-from ggml_rpc.errors import PlacementError, RpcError
+from ggml_rpc.errors import GraphError, ModelError, PlacementError, RpcError
 
 from .context import Context
 from .devices import DeviceSet, open_devices
@@ -145,7 +145,11 @@ class Model:
             chosen = devices.select(device)
             if main_device is not None:
                 chosen = [_main(devices, main_device, chosen)]
-            demand = demand_of(read, settings, [*chosen, devices.host], devices.host)
+            try:
+                demand = demand_of(read, settings, [*chosen, devices.host], devices.host)
+            except GraphError as e:
+                # Settings and tensors fit each other, but not into an operation: a type that it does not take.
+                raise ModelError(f"{file.path}: the model's graph cannot be made: {e}") from e
             loader = Loader(check=check, progress=progress, on_stop=devices.close if owned else None)
             model = cls(read, devices, settings, demand, loader, chosen=chosen, owns_devices=owned)
             if placement is None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ggml_rpc.errors import ModelError
+
 from .arch import Architecture, WeightSpec, architecture_of
 from .hparams import HParams
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from .gguf_file import GgufFile, GgufTensor
 
 EMBEDDING = "token_embd.weight"
+
+PLAIN_TYPES = ("F32", "F16", "BF16")
+"""Types of weights that are not quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +51,30 @@ class ModelFile:
         Raises
         ------
         ModelError
-            If its architecture is not known, a setting cannot be, or a tensor is missing or has another shape.
+            If its architecture is not known, a setting cannot be, or a tensor is missing, has another shape or holds
+            no weights.
         """
         architecture = architecture_of(file)
         hparams = architecture.hparams(file)
         specs = []
         for spec in architecture.weights(hparams, file.tensors):
             found = file.optional if spec.optional else file.require
-            if found(spec.tensor, spec.ne[::-1]) is not None:
+            tensor = found(spec.tensor, spec.ne[::-1])
+            if tensor is not None:
+                _check_type(tensor, matrix=len(spec.ne) > 1)
                 specs.append(spec)
         return cls(file, architecture, hparams, tuple(specs))
 
     def tensor(self, spec: WeightSpec) -> GgufTensor:
         """Return the file's tensor of a weight."""
         return self.file.tensors[spec.tensor]
+
+
+def _check_type(tensor: GgufTensor, *, matrix: bool) -> None:
+    """Refuse whole numbers, and vectors in the types of matrices."""
+    if tensor.type not in PLAIN_TYPES and not (matrix and tensor.spec.is_quantized):
+        wanted = f"{', '.join(PLAIN_TYPES)}{' or quantised' if matrix else ''}"
+        raise ModelError(f"{tensor.path}: tensor {tensor.name!r} is {tensor.type}, but must be {wanted}")
 
 
 @dataclass(frozen=True, slots=True)

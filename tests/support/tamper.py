@@ -272,7 +272,9 @@ class Link(threading.Thread):
             while True:
                 (size,) = _LENGTH.unpack(_exactly(self._far, _LENGTH.size))
                 payload = _exactly(self._far, size)
-                self._due.popleft().reply(self, payload)
+                # A client that was misled about the dialect has answers to what this does not understand.
+                spoiler = self._due.popleft() if self._due else Spoiler()
+                spoiler.reply(self, payload)
         # The client shall notice that the server left, after the last reply.
         with suppress(OSError):
             self.near.shutdown(socket.SHUT_RDWR)
