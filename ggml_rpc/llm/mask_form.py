@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 _NO_PADDING_SINCE = (3, 6)
 
 
+def fuses(device: Device, *, windowed: bool) -> bool:
+    """Tell whether a device has flash attention that is right, for layers with a sliding window or without.
+
+    That of ik_llama.cpp's servers gives wrong results, or ends the server, where a window hides the first positions:
+    whole blocks of hidden cells.
+    """
+    ik = isinstance(device, RemoteDevice) and device.server.dialect.ik_meaning
+    return device.speaks("FLASH_ATTN_EXT") and not (ik and windowed)
+
+
 def mask_multiple(devices: Iterable[Device], *, flash: bool, windowed: bool) -> int:
     """Return the number whose multiples the rows of a mask must be, so that all devices take it.
 
@@ -31,8 +41,7 @@ def mask_multiple(devices: Iterable[Device], *, flash: bool, windowed: bool) -> 
     Raises
     ------
     ContextError
-        If a device's server would end: those of ik_llama.cpp stop searching a mask for visible cells where a window
-        hides the first ones.
+        If the layers have a window and a device's flash attention has none, see `fuses`.
     """
     multiple = 1
     for device in devices:

@@ -13,6 +13,7 @@ from ggml_rpc.graph._tensor import Tensor
 from .arch import INPUT, OUTPUT
 from .context import Context
 from .kv_cache import cache_leaves
+from .mask_form import fuses
 from .placement import Demand, Part
 from .weights import ModelFile, Weights
 
@@ -29,7 +30,7 @@ class ContextSettings:
     Parameters
     ----------
     flash_attn : bool or str
-        `True` or `"on"`, `False` or `"off"`, or `"auto"`: where all devices know it.
+        `True` or `"on"`, `False` or `"off"`, or `"auto"`: where all devices have it.
     """
 
     n_ctx: int = 4096
@@ -44,10 +45,11 @@ class ContextSettings:
         if self.flash_attn not in (True, False, "auto", "on", "off"):
             raise ValueError(f"flash_attn must be on, off or auto, not {self.flash_attn!r}")
 
-    def flash(self, devices: Sequence[Device]) -> bool:
-        """Tell whether these devices are to use fused attention."""
+    def flash(self, devices: Sequence[Device], *, windowed: bool) -> bool:
+        """Tell whether these devices are to use fused attention, in a model with a sliding window or without."""
         if self.flash_attn == "auto":
-            return all(device.speaks("FLASH_ATTN_EXT") for device in devices)
+            real = [d for device in devices for d in (device.like if isinstance(device, _Outline) else (device,))]
+            return all(fuses(device, windowed=windowed) for device in real)
         return self.flash_attn in (True, "on")
 
     def open(self, weights: Weights, host: Device) -> Context:
@@ -57,7 +59,7 @@ class ContextSettings:
             n_ctx=self.n_ctx,
             n_batch=self.n_batch,
             n_ubatch=self.n_ubatch,
-            flash_attn=self.flash(weights.devices),
+            flash_attn=self.flash(weights.devices, windowed=weights.hparams.window > 0),
             type_k=self.type_k,
             type_v=self.type_v,
             whole_window=self.whole_window,
@@ -120,7 +122,7 @@ class _Outline(Device):
         self.endpoint = None
         self.alignment = max(device.alignment for device in like)
         self.max_size = 1 << 62
-        self._like = tuple(like)
+        self.like = tuple(like)
         self._handles = itertools.count(1)
 
     def memory(self) -> tuple[int, int]:
@@ -148,10 +150,10 @@ class _Outline(Device):
         return _NoPlan()
 
     def speaks(self, op: str, kind: str | None = None, value: int = 0) -> bool:
-        return all(device.speaks(op, kind, value) for device in self._like)
+        return all(device.speaks(op, kind, value) for device in self.like)
 
     def has_type(self, name: str) -> bool:
-        return all(device.has_type(name) for device in self._like)
+        return all(device.has_type(name) for device in self.like)
 
     def shares_with(self, other: Device) -> bool:
         return other is self

@@ -14,7 +14,10 @@ from ggml_rpc.client.local import local_devices
 from ggml_rpc.client.remote import connect
 from ggml_rpc.errors import ContextError
 from ggml_rpc.llm.context import Context
+from ggml_rpc.llm.devices import open_devices
 from ggml_rpc.llm.gguf_file import GgufFile
+from ggml_rpc.llm.model import Model
+from ggml_rpc.llm.sizing import ContextSettings
 from ggml_rpc.peers import prepare_peer
 from ggml_rpc.peers.process import PATIENT, ServerProcess, own_server_command
 from tests.e2e.conftest import need
@@ -104,6 +107,14 @@ def test_fused_windows_are_refused_where_they_end_the_server() -> None:
         weights = place(file, devices)
         with pytest.raises(ContextError, match="turn flash attention off"):
             Context(weights, n_ctx=256, flash_attn=True)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("gemma3", False), ("llama", True)])
+def test_attention_is_fused_where_it_can_be(name: str, fused: bool) -> None:
+    with ServerProcess(own("ik-3.5.2"), ["-t", "1"]) as server, open_devices(server.endpoint, threads=1) as devices:
+        settings = ContextSettings(n_ctx=256)
+        with Model.open(cached(MODELS[name], "F32"), devices, settings=settings) as model, model.context() as context:
+            assert context.cache.settings.flash == fused
 
 
 @pytest.mark.parametrize("embedding", [False, True])
