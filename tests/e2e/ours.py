@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ggml_rpc.client.device import Device
 from ggml_rpc.client.probe import narrow
-from ggml_rpc.client.remote import Server
+from ggml_rpc.client.remote import Server, connect
 from ggml_rpc.errors import ConnectionLost, ServerRefused
 from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.graph.builder import Graph
@@ -139,6 +139,15 @@ def check_repeats(proxy: CountingProxy, protocol: str, steps: int) -> None:
     # 16 steps after 300 tokens stay below 512 positions, so their graph is one.
     assert proxy.requests[again] >= steps - 1
     assert computed < steps
+
+
+def check_serves_on(server: ServerProcess) -> None:
+    """Assert that a server has outlived its clients: stock ones end by SIGPIPE if one leaves before an answer."""
+    with connect(server.endpoint) as again:
+        again.ping()
+    with connect(server.endpoint) as again:
+        check_copies(again.devices[0])
+    assert server.running()
 
 
 def check_loss(model: Path, server: ServerProcess) -> None:

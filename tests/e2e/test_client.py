@@ -74,10 +74,12 @@ def expected(client, plain_model_path, batches):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_small_graphs(protocol, stock):
-    with connect(stock(protocol).endpoint) as server:
+    process = stock(protocol)
+    with connect(process.endpoint) as server:
         ours.check_table(server, protocol)
         ours.check_small_graphs(server.devices[0])
         ours.check_copies(server.devices[0])
+    ours.check_serves_on(process)
 
 
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "plain"])
