@@ -109,7 +109,7 @@ $(VENV)/.made-test: $(VENV)/.made-base
 	@touch $@
 
 $(VENV)/.made-lint: $(VENV)/.made-base
-	$(INSTALL_SELF) '.[lint]'
+	$(INSTALL_SELF) '.[llm,lint]'
 	@touch $@
 
 $(VENV)/.made-docs: $(VENV)/.made-base
