@@ -47,7 +47,7 @@ class Generation(Iterator[Token]):
         The answer so far.
     reason : str or None
         Why it ended: "stop" (a token that ends answers, or a stop string), "length" (`max_tokens` or the context is
-        reached), "cancelled" (`cancel`); None while it has not.
+        reached), "cancelled" (`cancel`), "error" (an exception, which was raised then); None while it has not.
     stop_string : str or None
         The stop string that ended it.
     seed : int
@@ -121,14 +121,13 @@ class Generation(Iterator[Token]):
         if self.superseded:
             raise ValueError("another generation was begun, or the model was closed: this one cannot go on")
         begin = time.perf_counter()
-        row: Fetched = self._first() if not self.tokens else self._following()
         try:
-            token = self._sampler.next(row)
-        except ComputeError as e:
-            # What one device made passes through all that follow: any of them may be the one.
-            model = self._session.model
-            devices = ", ".join(str(model.devices.find(name)) for name in model.placement.devices)
-            raise ComputeError(f"{e} (computed by {devices})") from None
+            row: Fetched = self._first() if not self.tokens else self._following()
+            token = self._choose(row)
+        except BaseException:
+            # The context may hold the last token by now: to go on would take it in a second time.
+            self.reason = "error"
+            raise
         out = self._take(token, row)
         spent = time.perf_counter() - begin
         if len(self.tokens) == 1:
@@ -157,6 +156,15 @@ class Generation(Iterator[Token]):
         best = best_of(need)
         extra = need.extra_ids if best is not None else ()
         return Fetched(self._session, self._session.decode(tokens, best, extra), full=best is None)
+
+    def _choose(self, row: Fetched) -> int:
+        try:
+            return self._sampler.next(row)
+        except ComputeError as e:
+            # What one device made passes through all that follow: any of them may be the one.
+            model = self._session.model
+            devices = ", ".join(str(model.devices.find(name)) for name in model.placement.devices)
+            raise ComputeError(f"{e} (computed by {devices})") from None
 
     def _take(self, token: int, row: Fetched) -> Token:
         """Note a token; see whether it is the last."""

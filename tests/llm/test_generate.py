@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ggml_rpc
-from ggml_rpc.errors import ContextError, ModelError
+from ggml_rpc.errors import ComputeError, ContextError, ModelError
 from ggml_rpc.llm.generate import LLM
 from ggml_rpc.llm.model import Model
 from ggml_rpc.llm.perplexity import nll_of, perplexity
 from ggml_rpc.llm.results import Token
-from ggml_rpc.llm.sampling import SamplingParams
+from ggml_rpc.llm.sampling import Sampler, SamplingParams
 from ggml_rpc.llm.sizing import ContextSettings
 from ggml_rpc.llm.ubatch_graph import Best
 from ggml_rpc.peers import prepare_model, prepare_peer
@@ -361,6 +361,24 @@ def test_cancelling(llm: LLM) -> None:
             assert token.id == generation.tokens[-1]
             generation.cancel()
     assert (len(generation.tokens), generation.reason) == (5, "cancelled")
+
+
+def test_an_answer_ends_with_its_error(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [token.id for token in llm.generate(PROMPT, max_tokens=8, sampling=GREEDY)]
+    answer = llm.generate(PROMPT, max_tokens=8, sampling=GREEDY)
+    assert [next(answer).id, next(answer).id] == whole[:2]
+
+    def fail(*_: object) -> int:
+        raise ComputeError("NaN among the logits")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampler, "next", fail)
+        with pytest.raises(ComputeError, match=r"NaN among the logits \(computed by CPU\)"):
+            next(answer)
+    # The context holds the second token already: to go on would decode it again.
+    assert answer.reason == "error"
+    assert list(answer) == []
+    assert [token.id for token in llm.generate(PROMPT, max_tokens=8, sampling=GREEDY)] == whole
 
 
 def test_warming_up_leaves_no_trace(llm: LLM) -> None:
