@@ -6,13 +6,13 @@ package, which is imported only then.
 
 from __future__ import annotations
 
-import importlib
 import math
 from types import ModuleType
 
 import numpy as np
 
 from ggml_rpc.errors import GraphError, RpcError
+from ggml_rpc.extras import require
 from ggml_rpc.spec.types import TYPE_BY_NAME, TypeSpec
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
@@ -152,10 +152,7 @@ def _check_range(array: np.ndarray, infinite: np.ndarray, name: str) -> None:
 
 
 def _gguf(type: str) -> ModuleType:
-    try:
-        package = importlib.import_module("gguf")
-    except ImportError as error:
-        raise RpcError(f"{type} needs the package gguf: pip install 'ggml-rpc[llm]'") from error
+    package = require("gguf", type)
     if type not in package.GGMLQuantizationType.__members__:
         raise RpcError(f"the installed gguf package does not know {type}: pip install -U gguf")
     return package

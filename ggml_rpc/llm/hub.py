@@ -6,14 +6,14 @@ That library's settings hold: its cache (`HF_HOME`, `HF_HUB_CACHE`), `HF_ENDPOIN
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ggml_rpc.errors import ModelError, RpcError
+from ggml_rpc.errors import ModelError
+from ggml_rpc.extras import require
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a file's name, the bytes of it that are there, and its size where it is known."""
@@ -168,10 +168,7 @@ class _Hub:
 
 
 def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RpcError("fetching models needs the package huggingface_hub: pip install 'ggml-rpc[llm]'") from error
+    return require(name, "fetching models")
 
 
 def _bar(base: Any, name: str, progress: Progress | None) -> Any:

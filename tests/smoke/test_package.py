@@ -43,6 +43,32 @@ def test_commands_answer_without_native_code(module: str, run: Run) -> None:
     assert ggml_rpc.__version__ in done.stdout
 
 
+def test_only_what_needs_an_extra_asks_for_it(run: Run) -> None:
+    """`pip install ggml-rpc` alone serves, connects and runs models whose tokeniser is our own."""
+    code = (
+        "import sys\n"
+        "for name in ('gguf', 'huggingface_hub', 'jinja2', 'rich', 'tokenizers'):\n    sys.modules[name] = None\n"
+        "import ggml_rpc\n"
+        "for name in ggml_rpc.__all__:\n    getattr(ggml_rpc, name)\n"
+        "import ggml_rpc.cli.run\n"
+        "from ggml_rpc.errors import RpcError\n"
+        "from ggml_rpc.graph.quantise import quantise\n"
+        "from ggml_rpc.llm.tokenizer import Tokenizer\n"
+        "merges = {'model': 'gpt2', 'pre': 'gpt-2', 'tokens': ['a', 'b', 'ab'], 'merges': ['a b']}\n"
+        "for use in (\n"
+        "    lambda: quantise(__import__('numpy').zeros((1, 32), 'f4'), 'Q8_0'),\n"
+        "    lambda: Tokenizer.from_metadata({f'tokenizer.ggml.{k}': v for k, v in merges.items()}),\n"
+        "):\n"
+        "    try:\n        use()\n    except RpcError as error:\n        print(error)\n"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert [line.rpartition(" needs the package ")[2] for line in done.stdout.splitlines()] == [
+        "gguf: pip install 'ggml-rpc[llm]'",
+        "tokenizers: pip install 'ggml-rpc[llm]'",
+    ]
+
+
 def test_devices_command(run: Run) -> None:
     done = run(sys.executable, *DEVICES)
     assert done.returncode == 0, done.stderr

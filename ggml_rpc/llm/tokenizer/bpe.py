@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
-import tokenizers
-from tokenizers import models, pre_tokenizers
-
 from ...errors import ModelError
+from ...extras import require
 from . import metadata as read
 from .metadata import Metadata
 from .vocabulary import SPACE, Vocabulary
@@ -44,6 +42,8 @@ class BpeEncoder:
     ------
     ModelError
         If the merges cannot be used.
+    RpcError
+        If the package `tokenizers` is not installed.
     """
 
     def __init__(self, vocabulary: Vocabulary, metadata: Metadata) -> None:
@@ -63,11 +63,13 @@ class BpeEncoder:
         extra = [text for text in (*needed, unknown) if text not in self._ids]
         self._extra = [self._fallback(text) for text in extra[:-1]] + [[]]
         ids = {**self._ids, **{text: self._n_tokens + i for i, text in enumerate(extra)}}
-        model = models.BPE(ids, merges, unk_token=unknown, ignore_merges=kind.ignore_merges, byte_fallback=kind.raw)
-        self._tokenizer = tokenizers.Tokenizer(model)
-        steps: list[pre_tokenizers.PreTokenizer] = [
-            pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in kind.patterns
-        ]
+        library = require("tokenizers", "a vocabulary of merges")
+        pre_tokenizers = library.pre_tokenizers
+        model = library.models.BPE(
+            ids, merges, unk_token=unknown, ignore_merges=kind.ignore_merges, byte_fallback=kind.raw
+        )
+        self._tokenizer = library.Tokenizer(model)
+        steps = [pre_tokenizers.Split(library.Regex(pattern), "isolated") for pattern in kind.patterns]
         if not kind.raw:
             steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
