@@ -4,6 +4,9 @@
 names in its own. A probe is a node whose number stands for one op in one table and for another one in the next, both
 legal with these sources and parameters; the result tells which was run. Where no such node exists (ik_llama.cpp's
 3.5.2), what is numbered differently stays unused.
+
+A server that refuses a probe checks more than stock ones do: it closes the connection where those would compute. There
+the tables can be tried one after the other (`reads`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ggml_rpc.errors import ProtocolError
 from ggml_rpc.graph._encoder import Encoder
 from ggml_rpc.graph._tensor import Tensor
 from ggml_rpc.spec.dialects import Dialect
-from ggml_rpc.spec.enums import GluKind, TriKind
+from ggml_rpc.spec.enums import GluKind, TriKind, UnaryKind
 from ggml_rpc.spec.ops import OP_BY_ID, OP_BY_NAME
 
 if TYPE_CHECKING:
@@ -96,6 +99,8 @@ PROBES = (
     ),
 )
 
+_UNARY = Probe("UNARY", (_ROW,), int(UnaryKind.RELU), False, {})
+
 
 def narrow(device: RemoteDevice, candidates: Sequence[Dialect]) -> tuple[Dialect, ...]:
     """Return those of the tables that the server can have.
@@ -126,6 +131,19 @@ def narrow(device: RemoteDevice, candidates: Sequence[Dialect]) -> tuple[Dialect
                     raise ProtocolError(f"{device}: op {number} is none of {', '.join(sorted(set(meanings.values())))}")
                 break
     return left
+
+
+def reads(device: RemoteDevice) -> bool:
+    """Tell whether a server that checks what it is sent reads a graph as the table of its connection means it.
+
+    Only for servers that have refused a probe: another one would run whatever the number names.
+
+    Raises
+    ------
+    ServerRefused
+        If it refuses the graph.
+    """
+    return _agree(_run(device, device.server.dialect, _UNARY), np.maximum(_ROW, 0))
 
 
 def _name(dialect: Dialect, number: int) -> str:

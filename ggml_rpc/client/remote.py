@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import struct
 import threading
@@ -24,7 +25,7 @@ from ggml_rpc.wire._hash import fnv1a_64
 
 from .connection import Connection, Pending
 from .device import Buffer, BytesLike, Device, DevicePlan, Waiting, byte_view
-from .probe import narrow
+from .probe import narrow, reads
 
 MAX_DEVICES = 64
 """A server that announces more is not believed."""
@@ -503,8 +504,17 @@ def connect(
     try:
         return _open(endpoint, dialect, timeout, connect_timeout, probe=True)
     except ServerRefused:
-        # A strict server may refuse a probe: go on with all the tables that its number stands for.
-        return _open(endpoint, dialect, timeout, connect_timeout, probe=False)
+        # A server that refuses a probe checks what it is sent: there every table can be tried.
+        with _open(endpoint, dialect, timeout, connect_timeout, probe=False) as server:
+            candidates = server.connection.candidates
+    for table in candidates:
+        with contextlib.ExitStack() as stack:
+            tried = stack.enter_context(_open(endpoint, table, timeout, connect_timeout, probe=False))
+            stack.enter_context(contextlib.suppress(ServerRefused))
+            if reads(tried.devices[0]):
+                stack.pop_all()
+                return tried
+    return _open(endpoint, dialect, timeout, connect_timeout, probe=False)
 
 
 def _open(
