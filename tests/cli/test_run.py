@@ -403,4 +403,5 @@ def test_a_missing_package_is_named(path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert one_line(done.stderr, PROG) == "the package tokenizers is not installed: pip install 'ggml-rpc[llm]'"
+    expected = "a vocabulary of merges needs the package tokenizers: pip install 'ggml-rpc[llm]'"
+    assert one_line(done.stderr, PROG) == expected

@@ -250,7 +250,9 @@ def test_an_error_that_is_no_loss_is_passed_on(path: Path, monkeypatch: pytest.M
             patched.setattr(type(llm._session.context), "decode", fail)
             with pytest.raises(Odd):
                 next(generation)
-        next(generation)  # nothing was closed
+        assert generation.reason == "error"
+        again = llm.generate(PROMPT, sampling=GREEDY, ignore_eos=True)
+        next(again)  # nothing was closed
 
 
 def test_wrong_policy(path: Path) -> None:
