@@ -50,7 +50,7 @@ def test_it_ends_with_one_line(fault: str, pair: list[Server]) -> None:
     command, nth, spoiler = FAULTS[fault]
     with Tamper(pair[0].endpoint, command, nth, spoiler()) as man:
         done = run(man, pair[1], "--timeout", "2")
-        assert man.fired
+        assert man.reached()
         assert man.drained()
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ggml-rpc run: ")]
@@ -66,7 +66,7 @@ def test_it_goes_on(at: tuple[Command, int], flag: str, pair: list[Server]) -> N
         expected = run(man, pair[1], flag)
     with Tamper(pair[0].endpoint, *at, Close()) as man:
         done = run(man, pair[1], flag, "--on-loss", "redistribute")
-        assert man.fired
+        assert man.reached()
     assert done.returncode == 0, done.stderr
     assert man.endpoint in done.stderr
     if flag == "--json":

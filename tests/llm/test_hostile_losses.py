@@ -53,7 +53,7 @@ def survived(three: list[Server], place: str, found: list[Point], spoiler: Calla
     for point in found:
         with between(three[0], point, spoiler()) as man:
             done = run(order(man, three[1], place), man, sampling=GREEDY, on_loss="redistribute")
-            assert man.fired, f"{point} was never reached"
+            assert man.reached(), f"{point} was never reached"
             if done.tokens != expected:
                 out.append(f"{point}: {done.tokens} {done.error!r}")
             out += [f"{point}: {text}" for text in leftovers(man, *three[:2])]
@@ -98,7 +98,7 @@ def test_it_hangs(three: list[Server]) -> None:
     with between(three[0], point, Hang()) as man:
         expected = run([three[1].endpoint], man, sampling=GREEDY, tensor_split=None).tokens
         done = run(order(man, three[1], "last"), man, sampling=GREEDY, on_loss="redistribute", timeout=2.0)
-        assert man.fired
+        assert man.reached()
         assert done.tokens == expected
         assert list(leftovers(man, *three[:2])) == []
 
@@ -128,7 +128,7 @@ def test_a_second_server_leaves_while_the_first_is_replaced(first_loss: str, thr
     for second in found:
         with between(three[0], lost, Close()) as one, between(three[1], second, Close()) as two:
             done = run([one.endpoint, two.endpoint, three[2].endpoint], two, **options)
-            assert two.fired, str(second)
+            assert two.reached(), str(second)
             assert done.tokens == expected, f"{second}: {done.error!r}"
             assert [*leftovers(one), *leftovers(two, *three)] == []
 
@@ -144,7 +144,7 @@ def test_all_servers_leave(step: str, three: list[Server], alone: list[int]) -> 
     with between(three[0], ends[0], Close()) as one, between(three[1], ends[1], Close()) as two:
         done = run([one.endpoint, two.endpoint], one, sampling=GREEDY, on_loss="redistribute")
         assert done.tokens == alone
-        assert one.fired
+        assert one.reached()
         assert [*leftovers(one), *leftovers(two, *three)] == []
 
 
@@ -153,7 +153,7 @@ def test_all_servers_leave_and_this_machine_has_no_room(three: list[Server], mon
     for point in (Point("load", Command.SET_TENSOR, 3), Point("decode", Command.GET_TENSOR, 2)):
         with between(three[0], point, Close()) as man:
             done = run([man.endpoint], man, sampling=GREEDY, on_loss="redistribute", tensor_split=None)
-            assert man.fired
+            assert man.reached()
             assert isinstance(done.error, PlacementError)
             assert "CPU lacks" in str(done.error)
             assert list(leftovers(man, *three)) == []

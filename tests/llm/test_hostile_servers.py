@@ -106,7 +106,7 @@ def faults(pair: tuple[Server, Server], found: list[Point], place: str, spoiler:
     for point in found:
         with between(target, point, spoiler()) as man:
             done = run(order(man, other, place), man)
-            assert man.fired, f"{point} was never reached"
+            assert man.reached(), f"{point} was never reached"
             wrong = [*complaints(done, man), *leftovers(man, target, other)]
             out += [f"{point}: {text}" for text in wrong]
     return out
@@ -149,7 +149,7 @@ def test_it_leaves_when_all_is_done(end: type[Spoiler], pair: tuple[Server, Serv
                 context.decode([1, 2, 3])
             devices.remote[1].memory()
             assert held(other) == 0
-            assert man.fired
+            assert man.reached()
         assert list(leftovers(man, target, other)) == []
 
 
@@ -286,7 +286,7 @@ def test_lies(lie: str, pair: tuple[Server, Server]) -> None:
     command, nth, spoiler, error, said = LIES[lie]
     with Tamper(target.endpoint, command, nth, spoiler()) as man:
         done = run(order(man, other, "first"), man)
-        assert man.fired
+        assert man.reached()
         assert [*complaints(done, man), *leftovers(man, target, other)] == []
     assert isinstance(done.error, error)
     assert re.search(said, str(done.error)), str(done.error)
@@ -311,7 +311,7 @@ def test_what_is_odd_and_may_be(oddity: str, split: str | None, pair: tuple[Serv
         expected = run(order(man, other, "first"), man).tokens
     with Tamper(target.endpoint, command, nth, spoiler()) as man:
         done = run(order(man, other, "first"), man, tensor_split=split)
-        assert man.fired
+        assert man.reached()
         assert done.error is None
         assert done.tokens == expected
         assert list(leftovers(man, target, other)) == []
@@ -362,7 +362,7 @@ def test_results_that_cannot_be(what: str, pair: tuple[Server, Server]) -> None:
     kind = "F32" if "activations" in what else "Q8_0"
     with Tamper(target.endpoint, C.GET_TENSOR, nth, Lie(lie), times=1) as man:
         done = run(order(man, other, place), man, sampling=sampling, kind=kind)
-        assert man.fired
+        assert man.reached()
         assert [*complaints(done, man), *leftovers(man, target, other)] == []
     assert isinstance(done.error, ComputeError)
     assert said in str(done.error)
@@ -374,7 +374,7 @@ def test_a_copy_with_an_impossible_result() -> None:
         Tamper(target.endpoint, C.COPY_TENSOR, 1, Lie(lambda _: b"\x07")) as man,
     ):
         done = run([man.endpoint], man)
-        assert man.fired
+        assert man.reached()
         assert [*complaints(done, man), *leftovers(man, target)] == []
     assert isinstance(done.error, ProtocolError)
     assert "COPY_TENSOR: the result is 7" in str(done.error)
@@ -387,7 +387,7 @@ def test_a_copy_that_a_server_does_not_do() -> None:
             assert C.COPY_TENSOR in man.seen
         with Tamper(target.endpoint, C.COPY_TENSOR, 1, Lie(lambda _: b"\0")) as man:
             assert run([man.endpoint], man).tokens == expected
-            assert man.fired
+            assert man.reached()
 
 
 # ---- Bytes -----------------------------------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ class Tamper:
         """Return how many connections clients have open."""
         return sum(link.is_alive() for link in list(self._links))
 
+    def reached(self) -> bool:
+        """Wait until a request was spoilt: clients do not wait for one without a reply. False if it takes too long."""
+        until = time.monotonic() + SECONDS
+        while not self.fired and time.monotonic() < until:
+            time.sleep(0.002)
+        return self.fired > 0
+
     def drained(self) -> bool:
         """Wait until clients have closed all connections; False if that takes too long."""
         until = time.monotonic() + SECONDS
