@@ -18,11 +18,13 @@ from pathlib import Path
 import pytest
 
 from ggml_rpc.devices.cpu import _cpu
+from ggml_rpc.wire import _hash
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "cpu" / "kernels"
 LEVELS = ("avx512", "avx2", "baseline")
-EXTENSION = Path(_cpu.__file__)
+EXTENSIONS = [Path(_cpu.__file__), Path(_hash.__file__)]
+each_extension = pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda path: path.name.split(".")[0])
 
 # Registers that a level's own functions may use and no other function.
 WIDE = {"avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b|%tmm"), "avx2": re.compile(r"%ymm")}
@@ -33,13 +35,14 @@ needs_nm = pytest.mark.skipif(NM is None, reason="no nm (binutils) here")
 
 
 def built_objects() -> list[tuple[str, Path]]:
-    """Return (level, object) for every kernel object of the build trees whose source is still there."""
+    """Return (level, object) for every kernel and hash object of the build trees whose source is still there."""
     trees = [Path(p) for p in os.environ.get("GGML_RPC_BUILD", "").split(os.pathsep) if p]
     trees += [p.parent for p in ROOT.glob("build/*/CMakeCache.txt")]
     found = []
     for tree in trees:
-        for folder in sorted(tree.glob("CMakeFiles/ggr_kernels_*.dir")):
-            level = folder.name.removeprefix("ggr_kernels_").removesuffix(".dir")
+        folders = [f for kind in ("kernels", "hash") for f in tree.glob(f"CMakeFiles/ggr_{kind}_*.dir")]
+        for folder in sorted(folders):
+            level = folder.name.removesuffix(".dir").rsplit("_", 1)[1]
             objects = sorted(folder.rglob("*.cpp.o"))
             found += [
                 (level, o)
@@ -79,17 +82,18 @@ def test_objects_share_nothing_between_levels() -> None:
 
 
 @needs_nm
-def test_extension_exports_only_its_module() -> None:
-    exported = [name for kind, name in nm(EXTENSION, "-D") if kind not in "Aa"]
+@each_extension
+def test_extension_exports_only_its_module(extension: Path) -> None:
+    exported = [name for kind, name in nm(extension, "-D") if kind not in "Aa"]
     ours = [name for name in exported if "ggr::" in name or name.startswith("PyInit_")]
-    assert ours == ["PyInit__cpu"]
+    assert ours == [f"PyInit_{extension.name.split('.')[0]}"]
 
 
 @functools.cache
-def functions_by_registers() -> dict[str, set[str]]:
-    """Return level -> functions (mangled) of the extension that touch registers only this level has."""
+def functions_by_registers(extension: Path) -> dict[str, set[str]]:
+    """Return level -> functions (mangled) of an extension that touch registers only this level has."""
     out: dict[str, set[str]] = {level: set() for level in WIDE}
-    command = [str(OBJDUMP), "-d", "--no-show-raw-insn", str(EXTENSION)]
+    command = [str(OBJDUMP), "-d", "--no-show-raw-insn", str(extension)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         function = ""
@@ -111,10 +115,11 @@ def of_level(function: str, *levels: str) -> bool:
 
 @pytest.mark.skipif(OBJDUMP is None, reason="no objdump (binutils) here")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="levels are those of x86-64")
-def test_wide_registers_only_in_their_level() -> None:
-    if not any("ggr::" in name for _, name in nm(EXTENSION)):
+@each_extension
+def test_wide_registers_only_in_their_level(extension: Path) -> None:
+    if not any("ggr::" in name for _, name in nm(extension)):
         pytest.skip("the extension is stripped (an installed wheel): its functions have no names")
-    used = functions_by_registers()
+    used = functions_by_registers(extension)
     assert {f for f in used["avx512"] if not of_level(f, "avx512")} == set()
     assert {f for f in used["avx2"] if not of_level(f, "avx512", "avx2")} == set()
     # Control: the levels do use their registers.
