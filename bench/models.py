@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from ggml_rpc.llm.gguf_file import GgufFile
 from ggml_rpc.peers import cache_dir, prepare_model
 
 from .make_gguf import SHAPES, write_random
@@ -28,3 +29,13 @@ def model(name: str) -> Path:
             write_random(Path(folder) / path.name, SHAPES[shape], kind)
             os.replace(Path(folder) / path.name, path)
     return path
+
+
+def decode_bytes(path: Path) -> int:
+    """Return the bytes of weights that a token reads: all, without the token embeddings where these are not the output.
+
+    Keys and values are not counted (2 % of TinyLlama's Q4_0 at 576 tokens): the speed that follows is a little high.
+    """
+    with GgufFile.open(path) as file:
+        tied = "output.weight" not in file.tensors
+        return sum(tensor.nbytes for name, tensor in file.tensors.items() if tied or name != "token_embd.weight")

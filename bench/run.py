@@ -1,7 +1,8 @@
 """Measure our server beside a stock one, driven by the same stock client, turn by turn: ``python -m bench.run``.
 
 Every figure is the median of five turns A B A B ...; compare ratios, since a shared machine drifts. The opponent is the
-native build of ``bench.native`` (protocol 7.0) where it exists, else the stock wheel (8.0, an AVX2 build).
+native build of ``bench.native`` (protocol 7.0) where it exists, else the stock wheel (8.0, an AVX2 build), or
+ik_llama.cpp with its own client. What the memory allows is measured before each turn.
 """
 
 from __future__ import annotations
@@ -9,60 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggml_rpc.peers import Peer, PeerError, prepare_peer
-from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
+from ggml_rpc.peers import Peer, PeerError
+from ggml_rpc.peers.process import ServerError, ServerProcess
 
-from . import native
-from .machine import describe, memory_read
-from .models import NAMES, model
+from . import history, opponents
+from .clients import Client
+from .figures import OURS, Figure, plain_table, report
+from .floors import memory_read
+from .machine import describe
+from .models import NAMES, decode_bytes, model
 from .wire import WireClient
 
-OURS, STOCK = "ours", "stock"
-DEFAULT_MODELS = ("gemma", "tinyllama-Q4_0", "tinyllama-Q4_K_M")
-
-
-@dataclass
-class Figure:
-    """Collect the turns of one measurement on both servers.
-
-    Attributes
-    ----------
-    name, unit : str
-        What is measured and in what.
-    higher_is_better : bool
-        Sense of the ratio: above 1 always means that ours is better.
-    turns : dict
-        Values by label, in the order in which they were measured.
-    """
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    turns: dict[str, list[float]] = field(default_factory=lambda: {OURS: [], STOCK: []})
-
-    def median(self, label: str) -> float:
-        """Return the median of one server's turns."""
-        return statistics.median(self.turns[label])
-
-    def ratio(self) -> float:
-        """Return how much better ours is: 2 means twice as fast."""
-        ratio = self.median(OURS) / self.median(STOCK)
-        return ratio if self.higher_is_better else 1 / ratio
-
-    def record(self) -> dict[str, Any]:
-        """Return what goes into the JSON file."""
-        medians = {label: self.median(label) for label in self.turns}
-        return {"name": self.name, "unit": self.unit, "median": medians, "ratio": self.ratio(), "turns": self.turns}
+DEFAULT_MODELS = ("tinyllama-Q4_0", "tinyllama-Q4_K_M", "tinyllama-Q8_0", "tinyllama-F16", "gemma")
+RESULTS = Path(__file__).with_name("results")
 
 
 def measure_wire(servers: dict[str, ServerProcess], repeats: int) -> list[Figure]:
@@ -91,105 +59,110 @@ def client_events(peer: Peer, arguments: Sequence[str]) -> Iterator[dict[str, An
         raise RuntimeError(f"the stock client ended with status {process.returncode}")
 
 
-def measure_model(
-    name: str, peer: Peer, servers: dict[str, ServerProcess], args: argparse.Namespace, floor: float
-) -> tuple[list[Figure], dict[str, float]]:
-    """Time loading, prefill and decode of one model; return the figures and the model's floors."""
+def measure_model(name: str, pair: opponents.Pair, args: argparse.Namespace) -> tuple[list[Figure], dict[str, float]]:
+    """Time loading, prefill and decode of one model; return the figures, and what the memory allows."""
     path = model(name)
     load = Figure(f"{name} load", "s", higher_is_better=False)
     prefill = Figure(f"{name} prefill {args.prefill}", "t/s", higher_is_better=True)
     decode = Figure(f"{name} decode {args.decode}", "t/s", higher_is_better=True)
-    runs = [{"label": label, "rpc": [server.endpoint]} for label, server in servers.items()]
-    arguments = ["bench", "--model", str(path), "--runs", json.dumps(runs), "--flash", args.flash]
-    arguments += ["--repeats", str(args.repeats), "--loads", str(args.repeats)]
-    arguments += ["--prefill", str(args.prefill), "--decode", str(args.decode)]
-    for event in client_events(peer, arguments):
-        if event["event"] == "load":
-            load.turns[event["label"]].append(event["seconds"])
-        elif event["event"] == "speed":
-            prefill.turns[event["label"]].append(event["prefill_tps"])
-            decode.turns[event["label"]].append(event["decode_tps"])
-    size = path.stat().st_size
-    floors = {"bytes": float(size), "decode_floor_tps": floor / size}
-    return [load, prefill, decode], floors
+    rates = []
+    commands = pair.clients(path, args.prefill + args.decode + 32, args.prefill, args.flash)
+    with ExitStack() as stack:
+        clients = {label: stack.enter_context(Client(command)) for label, command in commands.items()}
+        for _ in range(args.repeats):
+            for label, client in clients.items():
+                load.turns[label].append(client.load())
+        for client in clients.values():  # first graphs, first touch of the cache
+            client.open()
+            client.decode(args.prefill)
+            client.decode(1)
+        for _ in range(args.repeats):
+            rates.append(memory_read(args.threads))
+            for label, client in clients.items():
+                client.clear()
+                prefill.turns[label].append(args.prefill / client.decode(args.prefill))
+                decode.turns[label].append(args.decode / client.decode(1, args.decode))
+    weights, rate = decode_bytes(path), statistics.median(rates)
+    floor = {
+        "file_bytes": path.stat().st_size,
+        "decode_bytes": weights,
+        "memory_read_bytes_per_s": rate,
+        "decode_floor_tps": rate / weights,
+        "decode_share": decode.median(OURS) * weights / rate,
+    }
+    return [load, prefill, decode], floor
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """Return the figures as an aligned table."""
-    lines = [f"{'':34} {'unit':>5} {'ours':>10} {'stock':>10} {'ratio':>7}"]
-    for figure in figures:
-        medians = f"{figure.median(OURS):10.2f} {figure.median(STOCK):10.2f}"
-        lines.append(f"{figure.name:34} {figure.unit:>5} {medians} {figure.ratio():6.2f}x")
-    return "\n".join(lines)
-
-
-def opponent(choice: str) -> tuple[str, list[str], str]:
-    """Return the opponent's protocol, its argv prefix and a description."""
-    folder = native.find_native()
-    if choice == "native" and folder is None:
-        raise PeerError("no native stock server here: build it with `python -m bench.native`")
-    if folder is not None and choice != "wheel":
-        command = prepare_peer(native.PROTOCOL).driver_command(["serve", "--libraries", str(folder)])
-        return native.PROTOCOL, command, f"llama.cpp of llama-cpp-python {native.SOURCE.version}, native build"
-    peer = prepare_peer("8.0")
-    return "8.0", peer.driver_command(["serve"]), f"llama-cpp-py-sync {peer.version}, AVX2 build"
-
-
-def run(args: argparse.Namespace) -> None:
-    """Measure, print the table and write the JSON file."""
-    protocol, stock_command, description = opponent(args.opponent)
-    peer = prepare_peer(protocol)
-    own = shlex.split(args.own_command) if args.own_command else [*own_server_command(), "--proto", protocol]
-    machine = describe()
-    floor = {count: memory_read(count) for count in {1, machine["cores"]}}
-    options = ["-t", str(args.threads)]
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the options ask for and return the record."""
     models: dict[str, dict[str, float]] = {}
-    with terminable(), ExitStack() as stack:
-        servers = {
-            label: stack.enter_context(ServerProcess(command, options))
-            for label, command in ((OURS, own), (STOCK, stock_command))
-        }
-        figures = measure_wire(servers, args.repeats)
+    figures: list[Figure] = []
+    with opponents.serving(args, args.threads) as pair:
+        if not args.no_wire and pair.opponent.name != "ik":  # its wire format is another
+            figures += measure_wire(pair.servers, args.repeats)
         for name in args.models:
-            new, models[name] = measure_model(name, peer, servers, args, floor[machine["cores"]])
+            new, models[name] = measure_model(name, pair, args)
             figures += new
-            print(table(new), flush=True)
-        resident = {label: server.rss_bytes() for label, server in servers.items()}
-    read = ", ".join(f"{count} core(s) {rate / 1e9:.1f} GB/s" for count, rate in sorted(floor.items()))
-    print(f"\n{machine['processor']} ({' '.join(machine['isa'])}), {args.threads} threads, {machine['date']}")
-    print(f"opponent: {description}, protocol {protocol}; memory read: {read}\n")
-    print(table(figures))
-    for name, floors in models.items():
-        print(f"{name}: {floors['bytes'] / 1e9:.2f} GB, decode at memory speed {floors['decode_floor_tps']:.1f} t/s")
-    record = {
-        "machine": machine,
-        "opponent": description,
-        "protocol": protocol,
+            print(plain_table(new), flush=True)
+        resident = {label: server.rss_bytes() for label, server in pair.servers.items()}
+        commands = pair.commands()
+    return {
+        "machine": describe(),
+        "level": pair.level,
+        "opponent": pair.opponent.description,
+        "opponent_kind": pair.opponent.name,
+        "protocol": pair.opponent.protocol,
         "threads": args.threads,
-        "memory_read_bytes_per_s": {str(count): rate for count, rate in floor.items()},
+        "prefill": args.prefill,
+        "decode": args.decode,
+        "repeats": args.repeats,
+        "command": args.command,
+        "servers": commands,
         "models": models,
         "resident_bytes_after": resident,
         "figures": [figure.record() for figure in figures],
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"written: {args.out}")
+
+
+def default_path(record: dict[str, Any]) -> Path:
+    """Return where a record goes: date, machine, level and opponent make the name."""
+    machine = record["machine"]
+    words = [machine["date"][:10], machine["processor"].split(" @")[0], record["level"], record["opponent_kind"]]
+    return RESULTS / ("-".join("".join(c if c.isalnum() else "-" for c in word.lower()) for word in words) + ".json")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the tables, write the JSON file and note the figures in the history."""
+    record = measure(args)
+    print(f"\n{report(record)}")
+    path = args.out or (default_path(record) if args.save else None)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"\nwritten: {path}")
+    if args.record:
+        lines = history.entries(record)
+        history.append(lines)
+        print(f"{len(lines)} figures added to {history.PATH}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("models", nargs="*", default=DEFAULT_MODELS, help=f"of {', '.join(NAMES)}, or GGUF files")
-    parser.add_argument("--opponent", choices=("auto", "native", "wheel"), default="auto")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(NAMES)}, or GGUF files; all of the table")
+    opponents.add_arguments(parser)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each server")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--decode", type=int, default=128)
-    parser.add_argument("--flash", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--no-wire", action="store_true", help="leave out round trips and transfers")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--own-command", default="", help="argv prefix of the server under test, in place of ours")
-    args = parser.parse_args(argv)
+    parser.add_argument("--save", action="store_true", help="write a JSON file below bench/results, named by the run")
+    parser.add_argument("--record", action="store_true", help="add the figures to bench/history.jsonl")
+    args = parser.parse_args(words)
+    args.models = args.models or list(DEFAULT_MODELS)
+    args.command = opponents.plain(["python", "-m", "bench.run", *words])
     try:
         run(args)
     except (PeerError, ServerError, RuntimeError, OSError) as error:

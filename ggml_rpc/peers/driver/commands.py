@@ -13,6 +13,7 @@ from typing import Any
 import dialogue
 import numpy as np
 import samplers
+import timing
 from llama import Context, Log, Model
 from numpy.typing import NDArray
 from scoring import Reference
@@ -231,6 +232,10 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("dialogue", help=(dialogue.run.__doc__ or "").splitlines()[0])
     parser.set_defaults(action=dialogue.run)
     dialogue.add_arguments(parser)
+
+    parser = commands.add_parser("timing", help=(timing.run.__doc__ or "").splitlines()[0])
+    parser.set_defaults(action=timing.run)
+    timing.add_arguments(parser)
 
     parser = commands.add_parser("samplers", help=(samplers.run.__doc__ or "").splitlines()[0])
     parser.set_defaults(action=samplers.run)
