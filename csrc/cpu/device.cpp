@@ -122,7 +122,8 @@ Plan* compile(Device* d, Graph* graph, Error* err) {
 void free_plan(Device*, Plan* plan) { delete plan; }
 
 uint64_t plan_bytes(const Plan* plan) {
-    return sizeof(Plan) + plan->data.graph->bytes + plan->data.steps.capacity() * sizeof(Step);
+    return sizeof(Plan) + plan->data.graph->bytes + plan->data.steps.capacity() * sizeof(Step) +
+           plan->data.segments.capacity() * sizeof(Segment);
 }
 
 Queue* open_queue(Device* d, Error*) { return shared(d).pool.open(); }

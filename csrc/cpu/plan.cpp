@@ -53,8 +53,26 @@ bool PlanBuilder::build(PlanData* out) {
         if (!prepare(*this, node)) return false;
         ++i;
     }
+    list_segments();
     *out = std::move(out_);
     return true;
+}
+
+void PlanBuilder::list_segments() {
+    const uint32_t n = static_cast<uint32_t>(out_.steps.size());
+    for (uint32_t i = 0; i < n; ++i) {
+        const Step& step = out_.steps[i];
+        if (i == 0 || step.barrier) out_.segments.push_back({i, i, 0, false, false});
+        Segment& segment = out_.segments.back();
+        segment.end = i + 1;
+        if (step.serial) {
+            segment.units += segment.serial ? 0 : 1;
+            segment.serial = true;
+        } else {
+            segment.units += step.n_items;
+            segment.shared = out_.shared = true;
+        }
+    }
 }
 
 Step& PlanBuilder::add_bare(Step::Fn fn, const Tensor* dst, int64_t n_items, int64_t work) {

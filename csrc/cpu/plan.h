@@ -39,9 +39,19 @@ enum ActFormat : int32_t {
     ACT_Q8_2 = 8,
 };
 
+// Steps [begin, end) between two barriers: they may run in any order, except that serial ones keep theirs.
+struct Segment {
+    uint32_t begin, end;
+    int64_t units;  // items of the parallel steps, and one for all serial steps together
+    bool serial;    // has serial steps
+    bool shared;    // has parallel steps
+};
+
 struct PlanData {
     Graph* graph = nullptr;
     std::vector<Step> steps;
+    std::vector<Segment> segments;
+    bool shared = false;  // has parallel steps
     size_t shared_bytes = 0;
     size_t local_bytes = 0;
 };
@@ -96,6 +106,7 @@ class PlanBuilder {
     void access(Range range);
     void start_segment();
     void commit();
+    void list_segments();
 
     Graph& graph_;
     const OpTable& table_;

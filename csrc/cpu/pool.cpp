@@ -7,82 +7,14 @@
 #include <cstdio>
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace ggr {
 
 namespace {
 
-// How long a thread spins before it sleeps: about the cost of a sleep and a wake-up, so that spinning never costs more
-// than double.
-constexpr int64_t SPIN_NS = 40'000;
-constexpr int SPIN_BATCH = 32;
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
-}
-
-void relax() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-// Spin until ready() or the time is over; returns ready().
-template <class F>
-bool spin(F ready) {
-    for (int i = 0; i < SPIN_BATCH; ++i) {
-        if (ready()) return true;
-        relax();
-    }
-    const int64_t end = now_ns() + SPIN_NS;
-    do {
-        for (int i = 0; i < SPIN_BATCH; ++i) {
-            if (ready()) return true;
-            relax();
-        }
-    } while (now_ns() < end);
-    return ready();
-}
+constexpr uint32_t OPEN = uint32_t{1} << 31;  // of the gate
+constexpr uint32_t FAILED = UINT32_MAX;       // of the progress
 
 }  // namespace
-
-Barrier::Barrier(int count) : count_(count) {}
-
-template <class F>
-bool Barrier::wait(F last) {
-    const uint32_t epoch = epoch_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-        answer_ = last();
-        const bool answer = answer_;
-        arrived_.store(0, std::memory_order_relaxed);
-        release(epoch);
-        return answer;
-    }
-    if (!spin([&] { return epoch_.load(std::memory_order_acquire) != epoch; })) sleep_until_past(epoch);
-    return answer_;  // stable until all have arrived at the next barrier
-}
-
-void Barrier::release(uint32_t epoch) {
-    epoch_.store(epoch + 1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        woken_.notify_all();
-    }
-}
-
-void Barrier::sleep_until_past(uint32_t epoch) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    woken_.wait(lock, [&] { return epoch_.load(std::memory_order_seq_cst) != epoch; });
-    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-}
 
 void Run::fail(Code code, const char* format, ...) {
     va_list args;
@@ -114,10 +46,7 @@ bool fail_index(Worker& worker, const Step& step, const Tensor* index, int64_t v
 }
 
 Pool::Pool(int n_workers, int64_t graph_timeout_ns)
-    : n_workers_(n_workers),
-      graph_timeout_ns_(graph_timeout_ns),
-      barrier_(n_workers),
-      local_(static_cast<size_t>(n_workers)) {
+    : n_workers_(n_workers), graph_timeout_ns_(graph_timeout_ns), local_(static_cast<size_t>(n_workers)) {
     threads_.emplace_back([this] { lead(); });
     for (int i = 1; i < n_workers_; ++i) threads_.emplace_back([this, i] { follow(i); });
 }
@@ -128,14 +57,12 @@ Pool::~Pool() {
         stop_ = true;
         work_.notify_all();
     }
-    {
-        const std::lock_guard<std::mutex> lock(start_mutex_);
-        start_.notify_all();
-    }
+    epoch_.value.fetch_add(1, std::memory_order_seq_cst);
+    epoch_.wake();
     for (std::thread& t : threads_) t.join();
     for (Scratch& s : local_) munmap(s.data, s.bytes);
     munmap(shared_.data, shared_.bytes);
-    munmap(chunks_.data, chunks_.bytes);
+    munmap(counter_memory_.data, counter_memory_.bytes);
 }
 
 Queue* Pool::open() {
@@ -181,7 +108,7 @@ WaitResult Pool::wait(Queue* queue, uint64_t number, int64_t timeout_ns, Error* 
 
 void Pool::cancel(Queue* queue) { queue->cancelled = true; }
 
-bool Pool::next_job(std::unique_lock<std::mutex>& lock, Queue** queue, Queue::Entry* entry) {
+bool Pool::next_job(std::unique_lock<std::mutex>& lock, Patience& patience, Queue** queue, Queue::Entry* entry) {
     for (;;) {
         if (stop_) return false;
         for (size_t i = 0; i < queues_.size(); ++i) {
@@ -196,8 +123,8 @@ bool Pool::next_job(std::unique_lock<std::mutex>& lock, Queue** queue, Queue::En
         }
         has_work_.store(false, std::memory_order_relaxed);
         lock.unlock();
-        const bool ready =
-            spin([&] { return has_work_.load(std::memory_order_acquire) || stop_.load(std::memory_order_relaxed); });
+        const bool ready = patience.spin(
+            [&] { return has_work_.load(std::memory_order_acquire) || stop_.load(std::memory_order_relaxed); });
         lock.lock();
         if (!ready) work_.wait(lock, [&] { return has_work_.load(std::memory_order_acquire) || stop_; });
     }
@@ -217,18 +144,22 @@ bool Pool::reserve(Scratch* s, size_t bytes) {
 bool Pool::prepare(const PlanData& plan) {
     for (Scratch& s : local_)
         if (!reserve(&s, plan.local_bytes + SLACK_BYTES)) return false;
-    if (!reserve(&shared_, plan.shared_bytes + SLACK_BYTES) || !reserve(&chunks_, plan.steps.size() * sizeof(Chunk)))
-        return false;
-    Chunk* chunks = reinterpret_cast<Chunk*>(chunks_.data);
-    for (size_t i = 0; i < plan.steps.size(); ++i) chunks[i].next.store(0, std::memory_order_relaxed);
+    const size_t n_steps = plan.steps.size(), n_segments = plan.segments.size();
+    const size_t bytes = (n_steps + 2 * n_segments) * sizeof(std::atomic<int64_t>);
+    if (!reserve(&shared_, plan.shared_bytes + SLACK_BYTES) || !reserve(&counter_memory_, bytes)) return false;
+    std::memset(counter_memory_.data, 0, bytes);
+    counters_.next = reinterpret_cast<std::atomic<int64_t>*>(counter_memory_.data);
+    counters_.done = counters_.next + n_steps;
+    counters_.lone = counters_.done + n_segments;
     return true;
 }
 
 void Pool::lead() {
+    Waits waits;
     std::unique_lock<std::mutex> lock(mutex_);
     Queue* queue;
     Queue::Entry entry;
-    while (next_job(lock, &queue, &entry)) {
+    while (next_job(lock, waits.idle, &queue, &entry)) {
         if (queue->error.code == Code::ok) {
             lock.unlock();
             run_.plan = entry.plan;
@@ -237,12 +168,7 @@ void Pool::lead() {
             run_.error.clear();
             run_.deadline_ns = graph_timeout_ns_ > 0 ? now_ns() + graph_timeout_ns_ : 0;
             if (prepare(*entry.plan)) {
-                epoch_.fetch_add(1, std::memory_order_seq_cst);
-                if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-                    const std::lock_guard<std::mutex> start(start_mutex_);
-                    start_.notify_all();
-                }
-                execute(0);
+                run(waits);
             } else {
                 run_.error.fail(Code::memory, "GRAPH_COMPUTE: no memory for %zu bytes of scratch",
                                 entry.plan->shared_bytes + entry.plan->local_bytes * static_cast<size_t>(n_workers_));
@@ -257,57 +183,110 @@ void Pool::lead() {
     }
 }
 
+// The leader's part: let the followers in, work, see them out. A plan without anything to share concerns nobody else.
+void Pool::run(Waits& waits) {
+    progress_.value.store(0, std::memory_order_relaxed);
+    const bool shared = run_.plan->shared && n_workers_ > 1;
+    if (shared) {
+        gate_.value.store(OPEN, std::memory_order_release);
+        epoch_.value.fetch_add(1, std::memory_order_seq_cst);
+        epoch_.wake();
+    }
+    execute(0, waits.inside);
+    const uint32_t all = static_cast<uint32_t>(run_.plan->segments.size());
+    progress_.wait(waits.inside, [&](uint32_t done) { return done >= all; });
+    if (!shared) return;
+    gate_.value.fetch_and(~OPEN, std::memory_order_seq_cst);
+    gate_.wait(waits.inside, [](uint32_t gate) { return gate == 0; });
+}
+
+bool Pool::join() {
+    uint32_t gate = gate_.value.load(std::memory_order_acquire);
+    while ((gate & OPEN) != 0)
+        if (gate_.value.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) return true;
+    return false;
+}
+
+void Pool::leave() {
+    if (gate_.value.fetch_sub(1, std::memory_order_seq_cst) == 1) gate_.wake();
+}
+
 void Pool::follow(int index) {
+    Waits waits;
     uint32_t seen = 0;
     for (;;) {
-        const auto started = [&] {
-            return epoch_.load(std::memory_order_seq_cst) != seen || stop_.load(std::memory_order_relaxed);
-        };
-        if (!spin(started)) {
-            std::unique_lock<std::mutex> lock(start_mutex_);
-            sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            start_.wait(lock, started);
-            sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-        }
-        if (epoch_.load(std::memory_order_acquire) == seen) return;  // stop
-        ++seen;
-        execute(index);
+        seen = epoch_.wait(waits.idle, [&](uint32_t epoch) { return epoch != seen; });
+        if (stop_.load(std::memory_order_relaxed)) return;
+        if (!join()) continue;
+        execute(index, waits.inside);
+        leave();
     }
 }
 
-void Pool::execute(int index) {
+void Pool::execute(int index, Patience& patience) {
     const PlanData& plan = *run_.plan;
     Worker worker = {index, n_workers_, local_[static_cast<size_t>(index)].data, shared_.data, &run_};
-    Chunk* chunks = reinterpret_cast<Chunk*>(chunks_.data);
-    // Worker 0 watches the clock and the queue's flag; the others see what it found.
-    const auto halted = [&] {
-        if (index == 0) watch();
-        return run_.failed.load(std::memory_order_acquire);
-    };
-    // Whoever arrives last decides for all whether the run goes on, so that all leave at the same barrier.
-    const auto go_on = [&] { return !run_.failed.load(std::memory_order_acquire); };
-    for (size_t i = 0; i < plan.steps.size(); ++i) {
-        const Step& step = plan.steps[i];
-        if (step.barrier && !barrier_.wait(go_on)) return;
-        if (step.serial && index != 0) continue;
-        while (!halted()) {
-            const int64_t begin = chunks[i].next.fetch_add(step.grain, std::memory_order_relaxed);
-            if (begin >= step.n_items) break;
-            if (!step.fn(step, begin, std::min(begin + step.grain, step.n_items), worker)) break;
+    const uint32_t all = static_cast<uint32_t>(plan.segments.size());
+    for (uint32_t segment = 0; segment < all; ++segment) {
+        const uint32_t done = progress_.wait(patience, [&](uint32_t n) { return n >= segment; });
+        if (done == FAILED) return;
+        segment = done;  // what others have completed meanwhile is past
+        if (segment < all && !work(plan, segment, worker)) {
+            progress_.value.store(FAILED, std::memory_order_seq_cst);
+            progress_.wake();
+            return;
         }
     }
-    barrier_.wait(go_on);
 }
 
-// Turn a cancelled queue or a passed deadline into the run's failure.
-void Pool::watch() {
-    if (run_.failed.load(std::memory_order_relaxed)) return;
+// Take items of a segment until none is left. False when the run has failed.
+bool Pool::work(const PlanData& plan, uint32_t index, Worker& worker) {
+    const Segment& segment = plan.segments[index];
+    int64_t units = 0;
+    // The serial steps are one unit: they run in order, all on the worker that asks first.
+    const bool lone = segment.serial && counters_.lone[index].load(std::memory_order_relaxed) == 0 &&
+                      counters_.lone[index].exchange(1, std::memory_order_relaxed) == 0;
+    if (lone) units = 1;
+    for (uint32_t i = segment.begin; i < segment.end; ++i) {
+        const Step& step = plan.steps[i];
+        if (step.serial) {
+            if (lone && (halted() || !step.fn(step, 0, step.n_items, worker))) return false;
+            continue;
+        }
+        for (;;) {
+            if (halted()) return false;
+            const int64_t begin = counters_.next[i].fetch_add(step.grain, std::memory_order_relaxed);
+            if (begin >= step.n_items) break;
+            const int64_t end = std::min(begin + step.grain, step.n_items);
+            if (!step.fn(step, begin, end, worker)) return false;
+            units += end - begin;
+        }
+    }
+    if (units > 0 && counters_.done[index].fetch_add(units, std::memory_order_acq_rel) + units == segment.units)
+        finish(plan, index);
+    return true;
+}
+
+// The segment is complete. Sleepers are woken only for something that they can share in.
+void Pool::finish(const PlanData& plan, uint32_t index) {
+    uint32_t expected = index;
+    if (!progress_.value.compare_exchange_strong(expected, index + 1, std::memory_order_seq_cst)) return;
+    if (index + 1 == plan.segments.size() || plan.segments[index + 1].shared) progress_.wake();
+}
+
+// Whether the run has failed; a cancelled queue or a passed deadline makes it fail.
+bool Pool::halted() {
+    if (run_.failed.load(std::memory_order_acquire)) return true;
     if (run_.queue->cancelled.load(std::memory_order_relaxed)) {
         run_.fail(Code::cancelled, "GRAPH_COMPUTE: the run was cancelled");
-    } else if (run_.deadline_ns != 0 && now_ns() > run_.deadline_ns) {
+        return true;
+    }
+    if (run_.deadline_ns != 0 && now_ns() > run_.deadline_ns) {
         run_.fail(Code::timeout, "GRAPH_COMPUTE: the run took longer than the graph timeout (%lld ms)",
                   static_cast<long long>(graph_timeout_ns_ / 1'000'000));
+        return true;
     }
+    return false;
 }
 
 }  // namespace ggr

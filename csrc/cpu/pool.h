@@ -11,6 +11,7 @@
 
 #include "core/device.h"
 #include "cpu/plan.h"
+#include "cpu/waiting.h"
 
 namespace ggr {
 
@@ -29,28 +30,11 @@ struct Queue {
     std::condition_variable changed;
 };
 
-class Barrier {
-  public:
-    explicit Barrier(int count);
-    // Wait for all; `last` is called once, by whoever arrives last, before the others go on; its answer is returned to
-    // all.
-    template <class F>
-    bool wait(F last);
-
-  private:
-    void sleep_until_past(uint32_t epoch);
-    void release(uint32_t epoch);
-
-    const int count_;
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<uint32_t> epoch_{0};
-    std::atomic<int> sleepers_{0};
-    bool answer_ = true;
-    std::mutex mutex_;
-    std::condition_variable woken_;
-};
-
 // One execution of a plan, shared by the workers.
+//
+// Workers do not meet at barriers: a segment (the steps between two barriers of the plan) is complete when its items
+// are, and then whoever is there goes on. So nobody waits for a worker that the system does not let run, unless it
+// holds items, and one that comes late starts where the others are.
 struct Run {
     const PlanData* plan = nullptr;
     Queue* queue = nullptr;
@@ -79,34 +63,44 @@ class Pool {
     uint64_t scratch_bytes() const { return scratch_total_.load(std::memory_order_relaxed); }
 
   private:
-    struct Chunk {
-        alignas(64) std::atomic<int64_t> next;
-    };
     struct Scratch {
         uint8_t* data = nullptr;
         size_t bytes = 0;
+    };
+    // The counters of a run. Side by side: those of a thousand steps are set to zero in less than a microsecond.
+    struct Counters {
+        std::atomic<int64_t>* next;  // of a step: the first item that nobody has taken
+        std::atomic<int64_t>* done;  // of a segment: units that are complete
+        std::atomic<int64_t>* lone;  // of a segment: 1 when somebody has taken its serial steps
+    };
+    // What a thread keeps from wait to wait.
+    struct Waits {
+        Patience idle, inside;
     };
     void lead();
     void follow(int index);
     bool reserve(Scratch*, size_t bytes);
     bool prepare(const PlanData&);
-    void execute(int index);
-    void watch();
-    bool next_job(std::unique_lock<std::mutex>& lock, Queue** queue, Queue::Entry* entry);
+    void run(Waits& waits);
+    bool join();
+    void leave();
+    void execute(int index, Patience& patience);
+    bool work(const PlanData&, uint32_t segment, Worker& worker);
+    void finish(const PlanData&, uint32_t segment);
+    bool halted();
+    bool next_job(std::unique_lock<std::mutex>& lock, Patience& patience, Queue** queue, Queue::Entry* entry);
 
     const int n_workers_;
     const int64_t graph_timeout_ns_;
-    Barrier barrier_;
     Run run_;
+    Counters counters_ = {};
     std::vector<Scratch> local_;
-    Scratch shared_, chunks_;
+    Scratch shared_, counter_memory_;
     std::atomic<uint64_t> scratch_total_{0};
 
-    // Start of a run: the leader raises the epoch, followers spin a little on it, then sleep.
-    std::atomic<uint32_t> epoch_{0};
-    std::atomic<int> sleepers_{0};
-    std::mutex start_mutex_;
-    std::condition_variable start_;
+    alignas(64) Signal epoch_;     // number of runs that want more than one worker
+    alignas(64) Signal gate_;      // OPEN while such a run may be joined, plus the number of followers in it
+    alignas(64) Signal progress_;  // segments of the run that are complete; FAILED ends all waits for more
 
     std::mutex mutex_;
     std::condition_variable work_;

@@ -32,8 +32,8 @@ struct Step {
     const Tensor* src[5];
     int64_t n_items;
     int64_t grain;      // items handed out at a time
-    bool serial;        // too small to share: worker 0 runs it alone
-    bool barrier;       // wait for all earlier steps first
+    bool serial;        // too small to share: one worker runs it, and the other serial steps up to the next barrier
+    bool barrier;       // starts when all earlier steps are complete
     int64_t offset[4];  // scratch offsets
     union {             // constants that the family computed when it compiled the step
         int64_t i64[8];
