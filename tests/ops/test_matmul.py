@@ -160,6 +160,18 @@ def test_types(bench: Bench, rng: np.random.Generator, type_name: str, n: int) -
             check(got, product(values, x), kind(type_name))
 
 
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_long_rows(bench: Bench, rng: np.random.Generator, type_name: str) -> None:
+    """A single column that is too long to be prepared in a worker's scratch."""
+    shape = (3, 131072)
+    data, values = weights(rng, type_name, shape)
+    x = rng.standard_normal((1, shape[1])).astype(np.float32)
+    node = mul_mat(bench, bench.put_raw(type_name, shape, data), bench.put(x))
+    bench.run(node)
+    expected = product(values, on_grid(x, type_name)) + minimum_correction(data, x, type_name)
+    assert nmse(bench.read(node), expected) < MODEL_BOUND
+
+
 @pytest.mark.parametrize("type_name", PLAIN)
 @pytest.mark.parametrize("k", [1, 7, 15, 17, 33, 97, 131])
 @pytest.mark.parametrize("n", [1, 5, 21])

@@ -3,6 +3,7 @@
 
 #include "cpu/matmul/decoders.h"
 #include "cpu/matmul/product.h"
+#include "cpu/matmul/stream.h"
 
 namespace ggr {
 namespace GGR_LEVEL {
@@ -135,7 +136,10 @@ void few_quantised(const Product& p) {
         all_rows<T, 2, 2>(p, l, c);
         c += 2;
     }
-    if (c < p.n_columns) all_rows<T, 4, 1>(p, l, c);
+    if (c == p.n_columns) return;
+    if constexpr (Streamed<T>::EXISTS)
+        if (stream_rows<T>(p, l, c)) return;
+    all_rows<T, 4, 1>(p, l, c);
 }
 
 // Panels: PANEL_ROWS rows as bytes, four of k beside each other for every row, so that lanes are rows and one broadcast

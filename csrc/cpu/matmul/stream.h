@@ -1,0 +1,372 @@
+// One column with rows of quantised weights at the speed of memory, for levels with vpdpbusd.
+//
+// A decode step reads every weight once, so the floor is the bytes of the rows over memory bandwidth: on Zen 4 a core
+// reads 30 GB/s, 8.4 bytes a cycle, and 256 elements of Q4_0 (144 bytes) may take 17 cycles. Two things bring it near:
+//   - Rows are read one after the other without software prefetching: one forward stream is what the processor's own
+//     prefetching follows best. Four rows at a time with prefetches took 1.3 times as long (Q4_K, Q6_K).
+//   - What depends on the column only is computed once for all rows of an item, and laid out in the order in which
+//     blocks unpack: the low nibbles of four blocks fill a register, their high nibbles the next, and both add to the
+//     same lanes, so that four blocks need one conversion and one scaling.
+#pragma once
+
+#include "cpu/matmul/decoders.h"
+#include "cpu/matmul/product.h"
+
+namespace ggr {
+namespace GGR_LEVEL {
+namespace {
+
+// Which types have it; the others are streamed by quantised.h.
+template <class T>
+struct Streamed {
+    static constexpr bool EXISTS = false;
+};
+
+#if GGR_VNNI
+
+static inline __m512i zload(const void* p) { return _mm512_loadu_si512(p); }
+static inline float sum16(__m512 v) { return sum8(fold8((fv)v)); }
+
+// Held in a register: the compiler would rather load it twice, and loads are what these loops are bound by (64 bytes a
+// cycle, less where they cross lines).
+static inline __m512i kept(__m512i v) {
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+// Blocks of 32, four at a time: 4 * BYTES bytes in two registers that overlap. Words of both are numbered by their
+// place in memory.
+constexpr int64_t UNIT = 4 * QK;
+
+struct Words {
+    uint16_t at[32];
+    __m512i load() const { return zload(at); }
+};
+template <int BYTES>
+static constexpr uint16_t word_at(int w) {
+    return (uint16_t)(w < 32 ? w : w - (2 * BYTES - 32) + 32);
+}
+// The 16 bytes of nibbles of each block, `first` words behind its start.
+template <int BYTES>
+static constexpr Words nibble_words(int first) {
+    Words t = {};
+    for (int i = 0; i < 32; ++i) t.at[i] = word_at<BYTES>(i / 8 * BYTES / 2 + first + i % 8);
+    return t;
+}
+// The first words of four blocks and of the four in the other register; or (Q5_0) of four blocks the first words, then
+// the first and the second word of high bits.
+template <int BYTES>
+static constexpr Words scale_words(int high) {
+    Words t = {};
+    for (int i = 0; i < 4; ++i) {
+        t.at[i] = word_at<BYTES>(i * BYTES / 2);
+        t.at[4 + i] = high > 0 ? word_at<BYTES>(i * BYTES / 2 + high) : (uint16_t)(32 + i * BYTES / 2);
+        t.at[8 + i] = word_at<BYTES>(i * BYTES / 2 + high + 1);
+    }
+    return t;
+}
+
+// The column for types with nibbles: 256 elements.
+struct NibbleUnit {
+    __m512i low[2], high[2];  // of four blocks
+    __m512i start[2];         // what the zero point takes from each lane
+    __m256 scale;
+    __m256 unused;  // whole lines
+};
+
+// Q4_0, Q5_0, IQ4_NL. n is a multiple of UNIT.
+template <class T, int NIBBLES, int HIGH>
+struct NibbleStream {
+    static constexpr bool EXISTS = true;
+    using Unit = NibbleUnit;
+    static constexpr int64_t STEP = UNIT;
+    static constexpr int BYTES = T::BLOCK;
+    static constexpr Words Q = nibble_words<BYTES>(NIBBLES), S = scale_words<BYTES>(HIGH);
+
+    static void prepare(const uint8_t* column, const ColumnLayout& l, int64_t n, Unit* to) {
+        const __m512i zero = _mm512_set1_epi8((char)T::ZERO);
+        for (int64_t i = 0; i < n / UNIT; ++i) {
+            const __m512i a = zload(column + i * UNIT), b = zload(column + i * UNIT + 64);
+            const __m512i low = _mm512_shuffle_i64x2(a, b, 0x88), high = _mm512_shuffle_i64x2(a, b, 0xdd);
+            const __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), zero, low), zero, high);
+            to[i / 2].low[i % 2] = low;
+            to[i / 2].high[i % 2] = high;
+            to[i / 2].start[i % 2] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+            std::memcpy(reinterpret_cast<float*>(&to[i / 2].scale) + i % 2 * 4, column + l.scale + i * 16, 16);
+        }
+    }
+    static inline __m512 sums(__m512i q, __m512i s, const Unit& u, int i) {
+        const __m512i fifteen = _mm512_set1_epi8(15);
+        __m512i low = _mm512_and_si512(q, fifteen), high = _mm512_and_si512(_mm512_srli_epi16(q, 4), fifteen);
+        if constexpr (HIGH > 0) {
+            const __m512i sixteen = _mm512_set1_epi8(16);
+            const uint64_t first = (uint64_t)_mm_extract_epi64(_mm512_castsi512_si128(s), 1);
+            const uint64_t second = (uint64_t)_mm_cvtsi128_si64(_mm256_extracti128_si256(_mm512_castsi512_si256(s), 1));
+            low = _mm512_mask_add_epi8(low, (__mmask64)first, low, sixteen);
+            high = _mm512_mask_add_epi8(high, (__mmask64)second, high, sixteen);
+        }
+        if constexpr (T::WIDE) {
+            const __m512i table = _mm512_broadcast_i32x4((__m128i)iq4_table());
+            low = _mm512_shuffle_epi8(table, low);
+            high = _mm512_shuffle_epi8(table, high);
+        }
+        return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(u.start[i], low, u.low[i]), high, u.high[i]));
+    }
+    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+        const __m512i q_words = Q.load(), s_words = S.load();
+        const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        const __m512i second = _mm512_setr_epi32(4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
+        __m512 acc = _mm512_setzero_ps();
+        for (; n >= 2 * UNIT; n -= 2 * UNIT, p += 8 * BYTES, ++u) {
+            const __m512i x0 = kept(zload(p)), y0 = kept(zload(p + 4 * BYTES - 64));
+            const __m512i x1 = kept(zload(p + 4 * BYTES)), y1 = kept(zload(p + 8 * BYTES - 64));
+            __m512i s0, s1 = {};
+            __m128i halves;
+            if constexpr (HIGH > 0) {
+                s0 = _mm512_permutex2var_epi16(x0, s_words, y0);
+                s1 = _mm512_permutex2var_epi16(x1, s_words, y1);
+                halves = _mm_unpacklo_epi64(_mm512_castsi512_si128(s0), _mm512_castsi512_si128(s1));
+            } else {
+                s0 = _mm512_permutex2var_epi16(x0, s_words, x1);
+                halves = _mm512_castsi512_si128(s0);
+            }
+            const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(_mm256_cvtph_ps(halves), u->scale));
+            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x0, q_words, y0), s0, *u, 0),
+                                  _mm512_permutexvar_ps(first, d), acc);
+            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x1, q_words, y1), s1, *u, 1),
+                                  _mm512_permutexvar_ps(second, d), acc);
+        }
+        if (n > 0) {
+            const __m512i x = zload(p), y = zload(p + 4 * BYTES - 64);
+            const __m512i s = _mm512_permutex2var_epi16(x, s_words, HIGH > 0 ? y : x);
+            const __m512 d =
+                _mm512_castps256_ps512(_mm256_mul_ps(_mm256_cvtph_ps(_mm512_castsi512_si128(s)), u->scale));
+            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x, q_words, y), s, *u, 0),
+                                  _mm512_permutexvar_ps(first, d), acc);
+        }
+        return sum16(acc);
+    }
+};
+template <>
+struct Streamed<Q4_0> : NibbleStream<Q4_0, 1, 0> {};
+template <>
+struct Streamed<Q5_0> : NibbleStream<Q5_0, 3, 1> {};
+template <>
+struct Streamed<IQ4_NL> : NibbleStream<IQ4_NL, 1, 0> {};
+
+// Q8_0: the products of 64 elements at a time, added up as two blocks side by side.
+struct ByteUnit {
+    __m512i bytes, start;
+    __m512 scale;
+};
+template <>
+struct Streamed<Q8_0> {
+    static constexpr bool EXISTS = true;
+    using Unit = ByteUnit;
+    static constexpr int64_t STEP = 64;
+
+    static void prepare(const uint8_t* column, const ColumnLayout& l, int64_t n, Unit* to) {
+        const __m512i two = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        for (int64_t i = 0; i < n / STEP; ++i) {
+            const __m512i a = zload(column + i * 64);
+            const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), a);
+            const __m128 d = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(column + l.scale + i * 8)));
+            to[i] = {a, _mm512_sub_epi32(_mm512_setzero_si512(), sum),
+                     _mm512_permutexvar_ps(two, _mm512_castps128_ps512(d))};
+        }
+    }
+    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+        __m512 acc = _mm512_setzero_ps();
+        for (; n > 0; n -= STEP, p += 68, ++u) {
+            __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(p + 2)));
+            q = _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i*)(p + 36)), 1);
+            q = _mm512_xor_si512(q, _mm512_set1_epi8((char)128));
+            const __m256i s =
+                _mm256_mask_set1_epi16(_mm256_set1_epi16((short)read_u16(p)), 0xff00, (short)read_u16(p + 34));
+            const __m512 d = _mm512_mul_ps(_mm512_cvtph_ps(s), u->scale);
+            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(u->start, q, u->bytes)), d, acc);
+        }
+        return sum16(acc);
+    }
+};
+
+// Super-blocks. The sums over 256 elements are exact, whatever their order.
+struct SuperUnit {
+    __m512i bytes[4];  // in the order in which the type unpacks them
+    __m256i sums;      // of 16 elements each, or eight of 32; 16 bits
+    __m128 scale;      // one, in every lane
+    __m128 unused;
+};
+
+// How a type unpacks. unpack(p, u): 256 elements in four registers. FIRST[j]: the pieces of 16 elements in register j.
+// factors(p): 16 words, the scales of 16 elements each, or of 32 and then the minima of 32.
+struct Pieces {
+    int8_t at[4];
+};
+template <class T>
+struct Unpacked;
+
+// Pairs of nibbles 32 elements apart: registers with the pieces of 32 elements 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+struct NibblePairs {
+    static constexpr Pieces FIRST[4] = {{{0, 1, 4, 5}}, {{2, 3, 6, 7}}, {{8, 9, 12, 13}}, {{10, 11, 14, 15}}};
+    static inline void unpack(const uint8_t* p, __m512i u[4]) {
+        const __m512i fifteen = _mm512_set1_epi8(15);
+        for (int i = 0; i < 2; ++i) {
+            const __m512i x = kept(zload(p + 64 * i));
+            u[2 * i] = _mm512_and_si512(x, fifteen);
+            u[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(x, 4), fifteen);
+        }
+    }
+    static inline __m256i factors(const uint8_t* p) {
+        const ScalesQ4_K x = scales_q4_k(p);
+        return _mm256_cvtepu8_epi16(_mm_set_epi64x((int64_t)x.minima, (int64_t)x.scales));
+    }
+    static inline __m128 scale(const uint8_t* p) { return (__m128)two_halves(p); }
+    static inline __m512i turn(int low, int high) {
+        return _mm512_setr_epi32(low, low, low, low, low, low, low, low, high, high, high, high, high, high, high,
+                                 high);
+    }
+};
+template <>
+struct Unpacked<Q4_K> : NibblePairs {
+    static inline void unpack(const uint8_t* p, __m512i u[4]) { NibblePairs::unpack(p + 16, u); }
+};
+template <>
+struct Unpacked<Q5_K> : NibblePairs {
+    static inline void unpack(const uint8_t* p, __m512i u[4]) {
+        NibblePairs::unpack(p + 48, u);
+        const __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)(p + 16)));
+        // Bit i of a byte is the fifth of its element in piece i; turned to place 4.
+        const __m512i by[4] = {turn(4, 2), turn(3, 1), turn(0, 30), turn(31, 29)};
+        for (int j = 0; j < 4; ++j)
+            u[j] = _mm512_ternarylogic_epi32(u[j], _mm512_rolv_epi32(high, by[j]), _mm512_set1_epi8(16), 0xf8);
+    }
+};
+template <>
+struct Unpacked<Q6_K> {
+    static constexpr Pieces FIRST[4] = {{{0, 1, 2, 3}}, {{4, 5, 6, 7}}, {{8, 9, 10, 11}}, {{12, 13, 14, 15}}};
+    static inline __m256i factors(const uint8_t* p) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(p + 192)));
+    }
+    static inline __m128 scale(const uint8_t* p) { return (__m128)two_halves(p + 208); }
+    static inline void unpack(const uint8_t* p, __m512i u[4]) {
+        const __m512i fifteen = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
+        const __m512i low = NibblePairs::turn(4, 2), high = NibblePairs::turn(0, 30);
+        for (int n = 0; n < 2; ++n) {
+            const __m512i x = kept(zload(p + 64 * n));
+            const __m512i h = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)(p + 128 + 32 * n)));
+            u[2 * n] = _mm512_ternarylogic_epi32(_mm512_and_si512(x, fifteen), _mm512_rolv_epi32(h, low), top, 0xf8);
+            u[2 * n + 1] = _mm512_ternarylogic_epi32(_mm512_and_si512(_mm512_srli_epi16(x, 4), fifteen),
+                                                     _mm512_rolv_epi32(h, high), top, 0xf8);
+        }
+    }
+};
+
+template <class T>
+struct SuperStream {
+    static constexpr bool EXISTS = true;
+    using Unit = SuperUnit;
+    static constexpr int64_t STEP = QK_K;
+
+    static void prepare(const uint8_t* column, const ColumnLayout& l, int64_t n, Unit* to) {
+        for (int64_t g = 0; g < n / QK_K; ++g, ++to) {
+            for (int i = 0; i < 16; ++i)
+                std::memcpy(reinterpret_cast<uint8_t*>(to->bytes) + i * 16,
+                            column + g * QK_K + Unpacked<T>::FIRST[i / 4].at[i % 4] * 16, 16);
+            to->sums = _mm256_loadu_si256((const __m256i*)(column + l.short16 + g * 32));
+            if constexpr (T::MINIMUM)
+                to->sums =
+                    _mm256_castsi128_si256(_mm256_cvtepi32_epi16(_mm256_madd_epi16(to->sums, _mm256_set1_epi16(1))));
+            float d;
+            std::memcpy(&d, column + l.scale + 4 * g, 4);
+            to->scale = _mm_set1_ps(d);
+        }
+    }
+    static constexpr Words spread_words(int j) {
+        Words t = {};
+        for (int i = 0; i < 32; ++i) t.at[i] = (uint16_t)(Unpacked<T>::FIRST[j].at[i / 8] * 16 / T::SUB);
+        return t;
+    }
+    static constexpr Words SPREAD[4] = {spread_words(0), spread_words(1), spread_words(2), spread_words(3)};
+
+    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+        const __m512i spread[4] = {SPREAD[0].load(), SPREAD[1].load(), SPREAD[2].load(), SPREAD[3].load()};
+        __m512 acc = _mm512_setzero_ps();
+        __m128 extra = _mm_setzero_ps();
+        for (; n > 0; n -= QK_K, p += T::GROUP_BYTES, ++u) {
+            const __m256i factors = Unpacked<T>::factors(p);
+            const __m128 scale = _mm_mul_ps(Unpacked<T>::scale(p), u->scale);
+            __m512i x[4], sum = _mm512_setzero_si512();
+            Unpacked<T>::unpack(p, x);
+            if constexpr (T::ZERO != 0) {
+                static_assert(T::ZERO == 32, "");
+                const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(factors, u->sums), 5);
+                sum = _mm512_zextsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), zero));
+            }
+            for (int j = 0; j < 4; ++j)
+                sum = _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(x[j], u->bytes[j]),
+                                          _mm512_permutexvar_epi16(spread[j], _mm512_castsi256_si512(factors)));
+            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_broadcastss_ps(scale), acc);
+            if constexpr (T::MINIMUM) {
+                const __m128i sums =
+                    _mm_madd_epi16(_mm256_extracti128_si256(factors, 1), _mm256_castsi256_si128(u->sums));
+                extra = _mm_fnmadd_ps(_mm_cvtepi32_ps(sums), _mm_broadcastss_ps(_mm_movehdup_ps(scale)), extra);
+            }
+        }
+        return sum8((f8)_mm256_zextps128_ps256(extra) + fold8((fv)acc));
+    }
+};
+template <>
+struct Streamed<Q4_K> : SuperStream<Q4_K> {};
+template <>
+struct Streamed<Q5_K> : SuperStream<Q5_K> {};
+template <>
+struct Streamed<Q6_K> : SuperStream<Q6_K> {};
+
+// Blocks behind the last whole step.
+template <class T>
+static inline float stream_tail(const uint8_t* p, const uint8_t* column, const ColumnLayout& l, int64_t block,
+                                int64_t n_blocks) {
+    f8 sum = {};
+    for (; block < n_blocks; ++block, p += T::BLOCK) {
+        const b32 a = vread<b32>(column + block * QK);
+        float d;
+        std::memcpy(&d, column + l.scale + 4 * block, 4);
+        i8x start = {};
+        if (T::ZERO != 0) start -= dot32<false>(i8x{}, b32{} + (uint8_t)T::ZERO, a);
+        sum += __builtin_convertvector(dot32<T::WIDE>(start, T::piece(p), a), f8) * (T::scale(p) * d);
+    }
+    return sum8(sum);
+}
+
+// All rows with column `c`; false if the column is too long for the scratch.
+template <class T>
+static inline bool stream_rows(const Product& p, const ColumnLayout& l, int64_t c) {
+    using S = Streamed<T>;
+    const int64_t n = p.k / S::STEP * S::STEP;
+    if ((n / S::STEP + 1) * (int64_t)sizeof(typename S::Unit) > LOCAL_BYTES) return false;
+    typename S::Unit* units = reinterpret_cast<typename S::Unit*>(p.local);
+    S::prepare(p.columns[c], l, n, units);
+    for (int64_t r = 0; r < p.n_rows; ++r) {
+        const uint8_t* row = p.weights + r * p.row_bytes;
+        float sum = S::row(row, units, n);
+        if constexpr (T::SMALL) {
+            if (n < p.k) sum += stream_tail<T>(row + n / QK * T::BLOCK, p.columns[c], l, n / QK, p.k / QK);
+        }
+        p.out[c][r] = sum;
+    }
+    return true;
+}
+
+#else
+
+template <class T>
+static inline bool stream_rows(const Product&, const ColumnLayout&, int64_t) {
+    return false;
+}
+
+#endif
+
+}  // namespace
+}  // namespace GGR_LEVEL
+}  // namespace ggr
