@@ -8,7 +8,7 @@ BUILD ?= build/dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench plots dev build format interop peers wheel clean
+.PHONY: help demo test lint docs bench speed plots dev build format interop peers wheel clean
 
 # csrc/spec is generated, one row an id.
 CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp'))
@@ -62,7 +62,17 @@ bench: build $(TESTING)  ## compare with a native stock server: the README's tab
 	-@$(PY) -m bench.native
 	$(PY) -m bench.run --save $(BENCH_ARGS)
 
-plots: build $(TESTING)  ## draw bench/results as docs/images (after bench, bench.scaling, bench.kernels)
+# An idle machine for an hour; ik_llama.cpp's client comes from `make interop`.
+speed: build $(TESTING)  ## all figures of the README, added to the history: bench, AVX2, ik, scaling, kernels, plots
+	$(PY) -m bench.native llama.cpp ik
+	$(PY) -m bench.run --save --record
+	$(PY) -m bench.run --save --record --isa avx2
+	$(PY) -m bench.run --save --record --opponent ik tinyllama-Q4_0 tinyllama-Q4_K_M
+	$(PY) -m bench.scaling --save
+	$(PY) -m bench.kernels --save
+	$(PY) -m bench.plot bench/results/*.json
+
+plots: build $(TESTING)  ## draw bench/results as docs/images
 	$(PY) -m bench.plot bench/results/*.json
 
 dev: WERROR ?= ON

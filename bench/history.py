@@ -95,8 +95,10 @@ def append(entries: Iterable[Entry], path: Path = PATH) -> None:
         file.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.5g}")
+def _entry(words: Mapping[str, Any], *values: float) -> Entry:
+    names = ("ours", "theirs", "ratio", "best_turn")
+    rounded: dict[str, Any] = {name: float(f"{value:.5g}") for name, value in zip(names, values, strict=True)}
+    return Entry(**words, **rounded)
 
 
 def _common(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,9 +127,8 @@ def entries(record: Mapping[str, Any]) -> list[Entry]:
             median, ours, theirs = figure["median"], figure["turns"][OURS], figure["turns"][STOCK]
             turns = [a / b for a, b in zip(ours, theirs, strict=True)]
             best = 1 / min(turns) if figure["unit"] in TIMES else max(turns)
-            words = {"figure": figure["name"], "unit": figure["unit"]}
-            values = {"ours": median[OURS], "theirs": median[STOCK], "ratio": figure["ratio"], "best_turn": best}
-            found.append(Entry(**common, **words, **{name: _round(value) for name, value in values.items()}))
+            words = {**common, "figure": figure["name"], "unit": figure["unit"]}
+            found.append(_entry(words, median[OURS], median[STOCK], figure["ratio"], best))
         return found
     if isinstance(record.get("figures"), dict) and set(CLIENTS.values()) <= set(record["figures"]):
         arguments = record["arguments"]
@@ -137,10 +138,8 @@ def entries(record: Mapping[str, Any]) -> list[Entry]:
         for what in ("prefill", "decode"):
             ours, theirs = (record["figures"][CLIENTS[label]][what] for label in (OURS, STOCK))
             best = max(a / b for a, b in zip(ours["turns"], theirs["turns"], strict=True))
-            words = {"figure": f"client {record['model']} {what} {arguments[what]}", "unit": "t/s"}
-            values = {"ours": ours["median"], "theirs": theirs["median"], "best_turn": best}
-            values["ratio"] = ours["median"] / theirs["median"]
-            found.append(Entry(**common, **words, **{name: _round(value) for name, value in values.items()}))
+            words = {**common, "figure": f"client {record['model']} {what} {arguments[what]}", "unit": "t/s"}
+            found.append(_entry(words, ours["median"], theirs["median"], ours["median"] / theirs["median"], best))
         return found
     raise ValueError("no record of bench.run or bench.client")
 

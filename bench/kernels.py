@@ -2,18 +2,16 @@
 
 Decode (one column) streams distinct weights that no cache holds: its floor is reading memory. With many columns the
 floor is the rate of multiply-adds on registers: 8-bit ones for quantised weights, of single precision or bfloat16 for
-the others. Floors and products are measured in turns, and each figure is the median of several rounds.
+the others. Floors and products are measured in turns; the best floor counts, and of a product the median round.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ggml_rpc.devices.cpu import CpuPool, levels
@@ -21,7 +19,7 @@ from ggml_rpc.spec.types import TYPE_BY_NAME
 from tests.ops.test_matmul import TYPES
 from tests.support.device import Bench
 
-from . import floors, opponents
+from . import floors, opponents, store
 from .kernels_matmul import product_runs, seconds
 from .machine import describe
 
@@ -68,8 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rates[type_name] = measure_type(type_name, args.columns, args)
         cells = [f"n={n} {rate / 1e9:7.1f} {'GB/s' if n == '1' else 'GMAC/s'}" for n, rate in rates[type_name].items()]
         print(f"{args.isa} {type_name:8} " + "   ".join(cells), flush=True)
-    medians = {kind: statistics.median(values) for kind, values in compute.items()}
-    floor = {"memory": statistics.median(memory), **medians}
+    floor = {"memory": max(memory), **{kind: max(values) for kind, values in compute.items()}}
     print("floors: " + ", ".join(f"{kind} {value / 1e9:.1f}" for kind, value in floor.items()))
     return {
         "kind": "kernels",
@@ -92,17 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--columns", type=int, nargs="+", default=COLUMNS)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    store.add_arguments(parser)
     args = parser.parse_args(words)
     args.types = args.types or list(COMMON)
     if not set(args.types) <= set(TYPES):
         parser.error(f"types are {', '.join(TYPES)}")
     args.command = opponents.plain(["python", "-m", "bench.kernels", *words])
-    record = run(args)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"written: {args.out}")
+    store.save(run(args), args)
     return 0
 
 

@@ -192,10 +192,11 @@ def drawing(record: Record) -> tuple[str, Callable[[Record], Figure]] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, help="results; of several with one name the last is drawn")
+    parser.add_argument("files", nargs="+", type=Path, help="results, the latest last: it is the one drawn")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go; docs/images")
     args = parser.parse_args(argv)
     try:
+        pictures: dict[str, tuple[Callable[[Record], Figure], dict[str, Any]]] = {}
         for file in args.files:
             record = json.loads(file.read_text())
             found = drawing(record)
@@ -203,6 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{file.name}: nothing to draw")
                 continue
             name, draw = found
+            if name in pictures and "series" in record:  # what was measured apart is drawn together
+                record["series"] = {**pictures[name][1]["series"], **record["series"]}
+            pictures[name] = (draw, record)
+        for name, (draw, record) in pictures.items():
             path = args.folder / f"{name}.png"
             args.folder.mkdir(parents=True, exist_ok=True)
             # Without the version of Matplotlib the same result gives the same file.

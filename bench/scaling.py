@@ -10,19 +10,17 @@ batch     tokens a second when so many are decoded at once, from one (a conversa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from ggml_rpc.peers import PeerError
 from ggml_rpc.peers.process import ServerError
 
-from . import opponents
+from . import opponents, store
 from .clients import Client
 from .figures import OURS, STOCK
 from .floors import memory_read
@@ -59,12 +57,14 @@ def by_threads(args: argparse.Namespace) -> dict[str, Any]:
     for threads in args.threads:
         turns: Speeds = {what: {OURS: [], STOCK: []} for what in ("prefill", "decode")}
         with opponents.serving(args, threads) as pair, opened(pair, args, args.prefill + args.decode + 32) as clients:
+            rates = []
             for _ in range(args.repeats):
+                rates.append(memory_read(threads))
                 for label, client in clients.items():
                     client.clear()
                     turns["prefill"][label].append(args.prefill / client.fill(args.prefill, BATCH))
                     turns["decode"][label].append(args.decode / client.decode(1, args.decode))
-        floor.append(memory_read(threads) / weights)
+        floor.append(max(rates) / weights)
         add(speeds, turns, f"threads {threads}")
     return {"x": args.threads, "speeds": speeds, "decode_floor_tps": floor}
 
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prefill", type=int, default=256, help="tokens, with each number of threads")
     parser.add_argument("--decode", type=int, default=32, help="tokens at each point")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    store.add_arguments(parser)
     args = parser.parse_args(words)
     args.what = args.what or list(KINDS)
     if not set(args.what) <= set(KINDS) or max(args.batches) > BATCH or min(*args.batches, *args.threads) < 1:
@@ -182,10 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PeerError, ServerError, RuntimeError, OSError) as error:
         print(f"scaling: {error}", file=sys.stderr)
         return 1
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"written: {args.out}")
+    store.save(record, args)
     return 0
 
 

@@ -36,6 +36,20 @@ def test_the_same_result_gives_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "kernels-avx2.png").read_bytes() == (tmp_path / "b" / "kernels-avx2.png").read_bytes()
 
 
+def test_series_measured_apart_are_drawn_together(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    series = SCALING["series"]
+    parts = [{**SCALING, "series": {"batch": series["batch"]}}, {**SCALING, "series": {"threads": series["threads"]}}]
+    sizes = []
+    for count in (1, 2):
+        files = [tmp_path / f"{i}.json" for i in range(count)]
+        for file, part in zip(files, parts, strict=False):
+            file.write_text(json.dumps(part))
+        assert plot.main([*map(str, files), "--folder", str(tmp_path)]) == 0
+        sizes.append((tmp_path / "scaling-avx512.png").stat().st_size)
+    assert sizes[1] > 1.2 * sizes[0]
+
+
 def test_the_title_names_machine_level_and_date() -> None:
     assert plot.machine(RUN) == "Test CPU, 2 cores, avx512, 2 threads, 2026-11-20"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import floors, machine, opponents, run, scaling
+from bench import floors, machine, opponents, run, scaling, store
 from bench.clients import Client
 from bench.make_gguf import SHAPES, write_random
 from bench.models import decode_bytes
 from ggml_rpc.devices.cpu import levels
 from ggml_rpc.llm.gguf_file import GgufFile
-from tests.bench.records import RUN
+from tests.bench.records import RUN, SCALING
 
 ECHO = """
 import json, sys
@@ -70,7 +70,8 @@ def test_commands_are_recorded_without_folders_of_this_machine() -> None:
 
 
 def test_a_result_is_named_by_its_run() -> None:
-    assert run.default_path(RUN) == run.RESULTS / "2026-11-20-test-cpu-avx512-native.json"
+    assert store.default_path(RUN) == store.RESULTS / "2026-11-20-test-cpu-avx512-native.json"
+    assert store.default_path(SCALING) == store.RESULTS / "2026-11-20-test-cpu-avx512-scaling.json"
 
 
 def test_an_unknown_level_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
