@@ -74,8 +74,11 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
         rows = few_rows(engine, m, k, matrices, builder.n_workers());
         columns = n;
     } else {
-        rows = panel_rows(engine);
+        rows = most_rows(engine);
         columns = ceil_div(n, ceil_div(n, MAX_COLUMNS));
+        // Several items a worker, so that all end together; the more rows an item has, the fewer times columns are
+        // read.
+        while (rows > panel_rows(engine) && ceil_div(m, rows) * matrices < 8 * builder.n_workers()) rows /= 2;
         while (columns > 64 && ceil_div(m, rows) * ceil_div(n, columns) * matrices < 4 * builder.n_workers())
             columns = ceil_div(columns, 2);
     }

@@ -10,7 +10,7 @@ constexpr int64_t FEW_PLAIN = 16;  // measured: converting panels pays from abou
 
 template <class W>
 bool fill(Engine* engine) {
-    *engine = {W::FORMAT, FEW_PLAIN, few_plain<W>, many<PlainPanel<W>>};
+    *engine = {W::FORMAT, FEW_PLAIN, few_plain<W>, many<PlainPanel<W>>, 1, BLOCK_PANELS};
     return true;
 }
 

@@ -6,9 +6,8 @@
 //   Q8_0, Q8_1:     k int8, then per 32 elements: the scale, -sum of the int8 (int32), and scale * sum (Q8_1's s,
 //                   rounded to half).
 //   Q8_2:           the same with scales of bf16, and scale * sum as it is.
-//   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and sum
-//   (float),
-//                   and per 16 the sum as int16.
+//   Q8_K:           k int8, then the scale per 256 elements, and per 32 and per 16 elements -sum (int32) and the sum as
+//                   int16.
 #pragma once
 
 #include "cpu/plan.h"
@@ -20,7 +19,7 @@ namespace GGR_LEVEL {
 namespace {
 
 struct ColumnLayout {
-    int64_t scale, negative, sum, negative16, sum16, short16;  // offsets of the parts
+    int64_t scale, negative, sum, negative16, short16, short32;  // offsets of the parts
     int64_t stride;
 };
 
@@ -34,11 +33,10 @@ static inline ColumnLayout column_layout(ActFormat format, int64_t k) {
         const int64_t part = k / QK * 4;
         l.scale = (k + 63) & ~int64_t{63};
         l.negative = l.scale + part;
-        l.sum = l.negative + part;
-        l.negative16 = l.sum + part;
-        l.sum16 = l.negative16 + 2 * part;
-        l.short16 = l.sum16 + 2 * part;
-        bytes = format == ACT_Q8_K ? l.short16 + part : l.negative16;
+        l.sum = l.negative16 = l.negative + part;  // small blocks have the one, super-blocks the other
+        l.short16 = l.negative16 + 2 * part;
+        l.short32 = l.short16 + part;
+        bytes = format == ACT_Q8_K ? l.short32 + part / 2 : l.sum + part;
     }
     // An odd number of lines, so that neighbouring columns do not meet in the same sets of the cache.
     l.stride = ((bytes + 127) & ~int64_t{127}) + 64;
@@ -119,15 +117,12 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
                 std::memcpy(record + begin + b * QK_K, block.qs, QK_K);
                 scale[begin / QK_K + b] = block.d;
                 int32_t* negative16 = reinterpret_cast<int32_t*>(record + l.negative16) + begin / 16 + 16 * b;
-                float* sum16 = reinterpret_cast<float*>(record + l.sum16) + begin / 16 + 16 * b;
+                int16_t* short32 = reinterpret_cast<int16_t*>(record + l.short32) + begin / 32 + 8 * b;
                 std::memcpy(record + l.short16 + 2 * (begin / 16 + 16 * b), block.bsums, sizeof block.bsums);
-                for (int i = 0; i < 16; ++i) {
-                    negative16[i] = -block.bsums[i];
-                    sum16[i] = block.bsums[i];
-                }
+                for (int i = 0; i < 16; ++i) negative16[i] = -block.bsums[i];
                 for (int i = 0; i < 8; ++i) {
                     negative[8 * b + i] = negative16[2 * i] + negative16[2 * i + 1];
-                    sum[8 * b + i] = (float)-negative[8 * b + i];
+                    short32[i] = (int16_t)-negative[8 * b + i];
                 }
             }
             return;

@@ -70,15 +70,14 @@ static void few_decoded_by(const Product& p, int64_t group, DecodeRows decode) {
     }
 }
 
-// One panel: rows [row, row + PANEL_ROWS) of p. Floor: one fused multiply-add for VL rows by one of k by a column.
+// One panel: rows [row, row + PANEL_ROWS) of p.
 static void decoded_panel(const Product& p, int64_t row, int64_t group, DecodeRows decode) {
     float* tile = reinterpret_cast<float*>(p.local);
-    float* panel = tile + TILE_BYTES / 4;
+    float* panel = tile + BLOCK_PANELS * TILE_BYTES / 4;
     float* decoded = panel + PANEL_ROWS * DECODED_STEP;
-    const float** columns = reinterpret_cast<const float**>(decoded + DECODED_FLOATS);
-    const int64_t padded = (p.n_columns + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
-    for (int64_t c = 0; c < padded; ++c)
-        columns[c] = reinterpret_cast<const float*>(p.columns[c < p.n_columns ? c : p.n_columns - 1]);
+    const uint8_t** columns = reinterpret_cast<const uint8_t**>(decoded + DECODED_FLOATS);
+    const int64_t padded = (p.n_columns + FLOAT_COLUMNS - 1) / FLOAT_COLUMNS * FLOAT_COLUMNS;
+    for (int64_t c = 0; c < padded; ++c) columns[c] = p.columns[c < p.n_columns ? c : p.n_columns - 1];
     const int64_t n_rows = p.n_rows - row < PANEL_ROWS ? p.n_rows - row : PANEL_ROWS;
     const int64_t start = row / group * group;  // a panel can be half of a group
     for (int64_t k0 = 0; k0 < p.k; k0 += DECODED_STEP) {
@@ -96,30 +95,8 @@ static void decoded_panel(const Product& p, int64_t row, int64_t group, DecodeRo
 #pragma GCC unroll 16
                 for (int j = 0; j < VL; ++j) vstore(panel + (i + j) * PANEL_ROWS + v * VL, x[j]);
             }
-        for (int64_t c = 0; c < padded; c += TILE_COLUMNS) {
-            float* to = tile + c * PANEL_ROWS;
-            const float* a[TILE_COLUMNS];
-            vf sum[PANEL_VECTORS][TILE_COLUMNS];
-#pragma GCC unroll 8
-            for (int j = 0; j < TILE_COLUMNS; ++j) {
-                a[j] = columns[c + j] + k0;
-#pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][j] = k0 > 0 ? vload(to + j * PANEL_ROWS + v * VL) : vf{};
-            }
-            for (int64_t i = 0; i < n; ++i) {
-                vf x[PANEL_VECTORS];
-#pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; ++v) x[v] = vload(panel + i * PANEL_ROWS + v * VL);
-#pragma GCC unroll 8
-                for (int j = 0; j < TILE_COLUMNS; ++j)
-#pragma GCC unroll 2
-                    for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][j] += x[v] * a[j][i];
-            }
-#pragma GCC unroll 8
-            for (int j = 0; j < TILE_COLUMNS; ++j)
-#pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; ++v) vstore(to + j * PANEL_ROWS + v * VL, sum[v][j]);
-        }
+        for (int64_t c = 0; c < padded; c += FLOAT_COLUMNS)
+            multiply_floats(panel, k0, n, columns + c, tile + c * PANEL_ROWS, k0 > 0);
     }
     for (int64_t c = 0; c < p.n_columns; ++c)
         for (int64_t r = 0; r < n_rows; ++r) p.out[c][row + r] = tile[c * PANEL_ROWS + r];

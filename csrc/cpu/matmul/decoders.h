@@ -8,6 +8,7 @@
 //   SUB      elements that share a scale: 32 or 16
 //   ZERO     what u is above the signed value; a power of two or 0
 //   WIDE     8 significant bits
+//   MOST     the largest u, if not WIDE
 //   MINIMUM  whether there are minima
 //   unpack(p, u)     256 elements in order
 //   scales(p, s, m)  256 / SUB scales, and minima if MINIMUM
@@ -147,6 +148,7 @@ struct Small {
     static constexpr ActFormat FORMAT = FORMAT_;
     static constexpr int BLOCK = BYTES, GROUP_BYTES = BYTES * PIECES, SUB = 32, ZERO = ZERO_;
     static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = true, INTEGER = false;
+    static constexpr int MOST = 126;  // of pmaddubsw, unless T says less
 
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int i = 0; i < PIECES; i += 2) T::pair(u + i * QK / BW, p + i * BYTES, p + (i + 1) * BYTES);
@@ -190,20 +192,24 @@ struct Small {
 };
 
 struct Q4_0 : Small<Q4_0, 18, ACT_Q8_0, 8, false, false> {
+    static constexpr int MOST = 15;
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 2); }
     static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) { nibble_pair(out, p + 2, q + 2); }
 };
 struct Q4_1 : Small<Q4_1, 20, ACT_Q8_1, 0, false, true> {
+    static constexpr int MOST = 15;
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 4); }
     static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) { nibble_pair(out, p + 4, q + 4); }
 };
 struct Q5_0 : Small<Q5_0, 22, ACT_Q8_0, 16, false, false> {
+    static constexpr int MOST = 31;
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 6) | (bits_to_bytes(p + 2) & 16); }
     static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
         five_bit_pair(out, p + 6, q + 6, p + 2, q + 2);
     }
 };
 struct Q5_1 : Small<Q5_1, 24, ACT_Q8_1, 0, false, true> {
+    static constexpr int MOST = 31;
     static inline b32 piece(const uint8_t* p) { return nibbles(p + 8) | (bits_to_bytes(p + 4) & 16); }
     static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
         five_bit_pair(out, p + 8, q + 8, p + 4, q + 4);
@@ -220,6 +226,7 @@ struct IQ4_NL : Small<IQ4_NL, 18, ACT_Q8_0, WIDE_ZERO, true, false> {
     }
 };
 struct MXFP4 : Small<MXFP4, 17, ACT_Q8_0, 16, false, false> {
+    static constexpr int MOST = 28;
     static inline b32 piece(const uint8_t* p) { return lookup(mxfp4_table(), nibbles(p + 1)); }
     static inline void pair(bv* out, const uint8_t* p, const uint8_t* q) {
         lookup_pair(out, mxfp4_table(), p + 1, q + 1);
@@ -261,9 +268,11 @@ struct Super {
     static constexpr ActFormat FORMAT = ACT_Q8_K;
     static constexpr int GROUP_BYTES = BYTES, SUB = SUB_, ZERO = ZERO_;
     static constexpr bool WIDE = WIDE_, MINIMUM = MINIMUM_, SMALL = false, INTEGER = !WIDE_;
+    static constexpr int MOST = 126;
 };
 
 struct Q2_K : Super<84, 16, 0, false, true> {
+    static constexpr int MOST = 3;
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int n = 0; n < 2; ++n) {
             const b32 q = vread<b32>(p + 16 + 32 * n);
@@ -287,6 +296,7 @@ struct Q2_K : Super<84, 16, 0, false, true> {
 };
 
 struct Q3_K : Super<110, 16, 4, false, false> {
+    static constexpr int MOST = 7;
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         const b32 high = vread<b32>(p);
         for (int n = 0; n < 2; ++n) {
@@ -338,6 +348,7 @@ static inline Factors factors_q4_k(const uint8_t* p) {
 }
 
 struct Q4_K : Super<144, 32, 0, false, true> {
+    static constexpr int MOST = 15;
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int i = 0; i < 4; ++i) {
             const b32 q = vread<b32>(p + 16 + 32 * i);
@@ -349,6 +360,7 @@ struct Q4_K : Super<144, 32, 0, false, true> {
 };
 
 struct Q5_K : Super<176, 32, 0, false, true> {
+    static constexpr int MOST = 31;
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         b32 high = vread<b32>(p + 16);
         for (int i = 0; i < 4; ++i) {
@@ -362,6 +374,7 @@ struct Q5_K : Super<176, 32, 0, false, true> {
 };
 
 struct Q6_K : Super<210, 16, 32, false, false> {
+    static constexpr int MOST = 63;
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         for (int n = 0; n < 2; ++n) {
             const b32 a = vread<b32>(p + 64 * n), b = vread<b32>(p + 64 * n + 32), h = vread<b32>(p + 128 + 32 * n);

@@ -45,6 +45,7 @@ struct SmallCoded {
     static constexpr ActFormat FORMAT = ACT_Q8_0;
     static constexpr int GROUP_BYTES = sizeof(Block) * GROUP / T::ELEMENTS, SUB = T::SUB, ZERO = T::ZERO;
     static constexpr bool WIDE = false, MINIMUM = false, SMALL = true, INTEGER = false;
+    static constexpr int MOST = 126;
 
     static inline const Block* blocks(const uint8_t* p) { return reinterpret_cast<const Block*>(p); }
     static inline b32 piece_of(const uint8_t* p, int i) { return T::piece(blocks(p), i); }

@@ -79,6 +79,7 @@ struct Trellis {
     static constexpr ActFormat FORMAT = ACT_Q8_0;
     static constexpr int GROUP_BYTES = R::BYTES, SUB = 32, ZERO = WIDE_ZERO;
     static constexpr bool WIDE = true, MINIMUM = false, SMALL = true, INTEGER = false;
+    static constexpr int MOST = 255;
 
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) { WideGrids<R>::unpack(p, u); }
     static inline void scales(const uint8_t* p, f8* s, f8*) { WideGrids<R>::scales(p, s, nullptr); }

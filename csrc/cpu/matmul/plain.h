@@ -101,12 +101,12 @@ void few_plain(const Product& p) {
     if (c < p.n_columns) all_rows_plain<W, 4, 1>(p, c);
 }
 
-// Panels: PANEL_ROWS rows as floats, the elements of one k beside each other. Floor: one fused multiply-add for VL rows
-// by one k by a column.
+// Panels: PANEL_ROWS rows as floats, the elements of one k beside each other.
 template <class W>
 struct PlainPanel {
     static constexpr ActFormat FORMAT = W::FORMAT;
     static constexpr int64_t STEP = 128;
+    static constexpr int COLUMNS = FLOAT_COLUMNS;
 
     static void pack(const Product& p, int64_t k0, int64_t n, uint8_t* panel) {
         float* to = reinterpret_cast<float*>(panel);
@@ -135,28 +135,7 @@ struct PlainPanel {
 
     static void multiply(uint8_t* panel, int64_t k0, int64_t n, const uint8_t* const* columns, const ColumnLayout&,
                          float* tile, bool add) {
-        const float* w = reinterpret_cast<const float*>(panel);
-        const float* a[TILE_COLUMNS];
-        vf sum[PANEL_VECTORS][TILE_COLUMNS];
-#pragma GCC unroll 8
-        for (int c = 0; c < TILE_COLUMNS; ++c) {
-            a[c] = reinterpret_cast<const float*>(columns[c]) + k0;
-#pragma GCC unroll 2
-            for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] = add ? vload(tile + c * PANEL_ROWS + v * VL) : vf{};
-        }
-        for (int64_t i = 0; i < n; ++i) {
-            vf x[PANEL_VECTORS];
-#pragma GCC unroll 2
-            for (int v = 0; v < PANEL_VECTORS; ++v) x[v] = vload(w + i * PANEL_ROWS + v * VL);
-#pragma GCC unroll 8
-            for (int c = 0; c < TILE_COLUMNS; ++c)
-#pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] += x[v] * a[c][i];
-        }
-#pragma GCC unroll 8
-        for (int c = 0; c < TILE_COLUMNS; ++c)
-#pragma GCC unroll 2
-            for (int v = 0; v < PANEL_VECTORS; ++v) vstore(tile + c * PANEL_ROWS + v * VL, sum[v][c]);
+        multiply_floats(reinterpret_cast<const float*>(panel), k0, n, columns, tile, add);
     }
 };
 
