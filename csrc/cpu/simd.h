@@ -38,8 +38,29 @@ static inline vf vset(float x) { return x - vf{}; }  // subtracting keeps -0 and
 static inline vf vselect(vi mask, vf a, vf b) {
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }  // lanes all ones or zero
-static inline vf vmax(vf a, vf b) { return vselect(a > b, a, b); }  // b where either is NaN
-static inline vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
+// b where either is NaN, as x86's instructions have it; compilers make five instructions of the selection.
+static inline vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+    return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return vselect(a > b, a, b);
+#endif
+}
+static inline vf vmin(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__x86_64__)
+    return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    return vselect(a < b, a, b);
+#endif
+}
 static inline vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
 static inline float vsum(vf v) {
@@ -180,7 +201,7 @@ static inline vf vround(vf x) {
 // e^x to about 1 ulp for x in [-87.3, 88.7]; 0 below -104, infinity above 88.73; NaN stays NaN.
 static inline vf vexp(vf x) {
     const vf hi = vset(88.8f), lo = vset(-104.5f);
-    vf c = vselect(x > hi, hi, vselect(x < lo, lo, x));
+    const vf c = vmin(hi, vmax(lo, x));
     const vf n = vround(c * 1.44269504088896341f);
     vf r = c - n * 0.693145751953125f;  // ln 2 in two parts: the first has 10 trailing zero bits
     r = r - n * 1.42860682030941723e-6f;
@@ -191,11 +212,15 @@ static inline vf vexp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     // 2^n in two factors, so that subnormal results and n = 128 come out right
     const vi k = __builtin_convertvector(n, vi);
     const vi k1 = k >> 1, k2 = k - k1;
     const vf s1 = (vf)((k1 + 127) << 23), s2 = (vf)((k2 + 127) << 23);
     return p * s1 * s2;
+#endif
 }
 
 }  // namespace
