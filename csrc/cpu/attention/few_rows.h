@@ -55,7 +55,7 @@ static inline float largest_lane(vf v) {
 static inline void prefetch_row(uintptr_t row, int64_t bytes) {
     constexpr int64_t LINE = 64;
     for (int64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch(reinterpret_cast<const void*>(row + static_cast<uintptr_t>(i)), 0, 3);
+        __builtin_prefetch(reinterpret_cast<const void*>(row + static_cast<uintptr_t>(i)), 0, 2);
 }
 
 // Rows to ask for while others are worked on.
@@ -68,7 +68,11 @@ struct Ahead {
 template <class F, int R>
 void dots(const float* q, int64_t ldq, const uint8_t* const* k, int64_t d, float* scores) {
     using E = typename F::Element;
-    vf sum[R][KB] = {};
+    vf sum[R][KB];  // cleared one by one: compilers clear a whole array in memory
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < KB; ++j) sum[r][j] = vf{};
     int64_t i = 0;
     for (; i + VL <= d; i += VL) {
         vf key[KB];
@@ -282,9 +286,7 @@ static inline void attend_few_rows(const Problem& p, int64_t index, Worker& work
     // While K is worked on, the V rows of the same positions are asked for; while V is, the K rows a visit further on
     // (where they will be if all are live).
     uintptr_t coming[KV_TILE];
-    // Rows that follow each other without a gap are left to the hardware.
-    const int64_t row_k = row_bytes(p.k.type, dk), row_v = row_bytes(p.v.type, dv);
-    const int64_t bytes_k = p.k.nb[1] > row_k ? row_k : 0, bytes_v = p.v.nb[1] > row_v ? row_v : 0;
+    const int64_t bytes_k = row_bytes(p.k.type, dk), bytes_v = row_bytes(p.v.type, dv);
     const auto come = [&](const Visit& visit, const Tensor& t, const uint8_t* head, int64_t skip) {
         for (int64_t j = 0; j < visit.n; ++j)
             coming[j] = reinterpret_cast<uintptr_t>(head) +
