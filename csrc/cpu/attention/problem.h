@@ -13,8 +13,10 @@ namespace GGR_LEVEL {
 namespace {
 
 constexpr int64_t KV_TILE = 64;   // positions visited together
-constexpr int64_t ROW_TILE = 48;  // rows of a tile: three vectors at VL = 16, so that 8 x 3 sums fit 32 registers
-constexpr int64_t FEW_ROWS = 8;   // groups of at most so many rows take the kernel for few rows
+constexpr int64_t ROW_TILE = 48;  // rows of a part: three vectors at VL = 16, so that 8 x 3 sums fit 32 registers
+constexpr int64_t MAX_PARTS = 4;  // parts of an item of many rows: they share one conversion of K and V
+constexpr int64_t MAX_ROWS = MAX_PARTS * ROW_TILE;
+constexpr int64_t FEW_ROWS = 8;  // groups of at most so many rows take the kernel for few rows
 constexpr float MINUS_INF = -__builtin_inff();
 
 // Words of Step::arg.i64 (set by prepare) and of the op's parameters.
@@ -51,6 +53,7 @@ struct Problem {
           half_sums(step.arg.i64[ARG_HALF_SUMS] != 0) {
         if (softcap != 0.0f) scale /= softcap;
     }
+    int64_t n_items() const { return q.ne[3] * n_groups * n_tiles * n_splits; }
     float* out_row(int64_t query, int64_t head, int64_t batch) const {
         return at<float>(dst.data, head * dst.nb[1] + query * dst.nb[2] + batch * dst.nb[3]);
     }
@@ -68,9 +71,9 @@ struct Item {
     int64_t kv, kv_end;    // positions not yet visited
     const uint8_t *k, *v;  // heads
     int n_masks = 0;       // distinct mask rows
-    const uint16_t* masks[ROW_TILE];
-    const uint16_t* row_mask[ROW_TILE];
-    float slope[ROW_TILE];
+    const uint16_t* masks[MAX_ROWS];
+    const uint16_t* row_mask[MAX_ROWS];
+    float slope[MAX_ROWS];
 
     Item(const Problem& p, int64_t index) {
         split = index % p.n_splits;
@@ -111,6 +114,26 @@ struct Visit {
     int64_t position[KV_TILE];
 };
 
+// KV_TILE elements of a mask row as the compiler's vectors; those past n count as -inf.
+typedef uint16_t MaskVector __attribute__((vector_size(64)));
+constexpr int MASK_VECTORS = KV_TILE / 32;
+static inline void load_mask(const uint16_t* row, int64_t n, MaskVector* out) {
+    constexpr uint16_t F16_MINUS_INF = 0xfc00;
+    if (n < KV_TILE) {
+        uint16_t copy[KV_TILE];
+        for (int64_t i = 0; i < KV_TILE; ++i) copy[i] = i < n ? row[i] : F16_MINUS_INF;
+        std::memcpy(out, copy, sizeof copy);
+    } else {
+        std::memcpy(out, row, KV_TILE * sizeof *row);
+    }
+}
+static inline bool any_bit(MaskVector v) {
+    uint64_t words[8], any = 0;
+    std::memcpy(words, &v, sizeof words);
+    for (uint64_t word : words) any |= word;
+    return any != 0;
+}
+
 // Take the next live positions, KV_TILE at most; none when the item is done.
 static inline bool next_visit(const Problem& p, Item& item, Visit& visit) {
     constexpr uint16_t F16_MINUS_INF = 0xfc00, F16_MAGNITUDE = 0x7fff;
@@ -120,22 +143,38 @@ static inline bool next_visit(const Problem& p, Item& item, Visit& visit) {
         for (; visit.n < KV_TILE && item.kv < item.kv_end; ++visit.n) visit.position[visit.n] = item.kv++;
         return visit.n > 0;
     }
-    uint16_t live[KV_TILE], some[KV_TILE];
     while (visit.n < KV_TILE && item.kv < item.kv_end) {
         const int64_t n = item.kv_end - item.kv < KV_TILE ? item.kv_end - item.kv : KV_TILE;
-        std::memset(live, 0, sizeof live);
-        std::memset(some, 0, sizeof some);
+        MaskVector live[MASK_VECTORS] = {}, some[MASK_VECTORS] = {}, row[MASK_VECTORS];
         for (int m = 0; m < item.n_masks; ++m) {
-            const uint16_t* row = item.masks[m] + item.kv;
-            for (int64_t i = 0; i < n; ++i) {
-                live[i] = (uint16_t)(live[i] | (row[i] ^ F16_MINUS_INF));
-                some[i] = (uint16_t)(some[i] | (row[i] & F16_MAGNITUDE));
+            load_mask(item.masks[m] + item.kv, n, row);
+            for (int v = 0; v < MASK_VECTORS; ++v) {
+                live[v] |= row[v] ^ F16_MINUS_INF;
+                some[v] |= row[v] & F16_MAGNITUDE;
             }
         }
+        MaskVector lives = {}, dead = {}, values = {};
+        for (int v = 0; v < MASK_VECTORS; ++v) {
+            lives |= live[v];
+            dead |= (MaskVector)(live[v] == 0);
+            values |= some[v];
+        }
+        if (!any_bit(lives)) {
+            item.kv += n;
+            continue;
+        }
+        if (visit.n == 0 && !any_bit(dead)) {
+            for (; visit.n < KV_TILE; ++visit.n) visit.position[visit.n] = item.kv++;
+            visit.masked = any_bit(values);
+            break;
+        }
+        uint16_t is_live[KV_TILE], is_some[KV_TILE];
+        std::memcpy(is_live, live, sizeof is_live);
+        std::memcpy(is_some, some, sizeof is_some);
         int64_t i = 0;
         for (; i < n && visit.n < KV_TILE; ++i) {
-            if (live[i] == 0) continue;
-            visit.masked |= some[i] != 0;
+            if (is_live[i] == 0) continue;
+            visit.masked |= is_some[i] != 0;
             visit.position[visit.n++] = item.kv + i;
         }
         item.kv += i;

@@ -11,7 +11,7 @@ GGR_KERNELS_BEGIN
 
 namespace {
 
-// Refused beyond: scratch grows with the head's size (64 rows of a tile), and none in use has more than 576.
+// Refused beyond: scratch grows with the head's size (48 rows of a part), and none in use has more than 576.
 constexpr int64_t MAX_HEAD_SIZE = 8192;
 // A range shorter than this is not split further.
 constexpr int64_t MIN_SPLIT = 128;
@@ -19,6 +19,8 @@ constexpr int64_t MIN_SPLIT = 128;
 constexpr int64_t MIN_SPLIT_WORK = 32768;
 // Items wanted per worker, so that they end together although masks make them unequal.
 constexpr int64_t ITEMS_PER_WORKER = 4;
+// Parts of an item share the conversion of K and V while their scratch fits the second level of caches.
+constexpr int64_t PARTS_BYTES = 640 << 10;
 
 using Attend = void (*)(const Problem&, int64_t, Worker&, uint8_t*);
 
@@ -103,8 +105,11 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     // Half sums depend on where they start, so they are split only where stock does it too: into one part a thread.
     const bool may_split = !half_sums || (q.ne[1] == 1 && q.ne[3] == 1 && n_kv >= 512);
     const int64_t wanted = ITEMS_PER_WORKER * builder.n_workers(), n_groups = q.ne[3] * (q.ne[2] / group);
-    int64_t tile = few ? FEW_ROWS : ROW_TILE;
+    int64_t tile = few ? FEW_ROWS : MAX_ROWS;
     const auto units = [&] { return n_groups * ((rows + tile - 1) / tile); };
+    while (!few && tile > ROW_TILE &&
+           (units() < wanted || tile / 2 >= rows || ManyRows::bytes(dk, dv, tile / ROW_TILE) > PARTS_BYTES))
+        tile /= 2;
     while (!may_split && builder.n_workers() > 1 && tile > 1 && units() < wanted) tile /= 2;
     const int64_t n_units = units();
     const int64_t n_rows = q.ne[1] * q.ne[2] * q.ne[3];
@@ -117,7 +122,7 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
         split_length = length < MIN_SPLIT ? MIN_SPLIT : length;
     }
     const int64_t n_splits = n_kv > split_length ? (n_kv + split_length - 1) / split_length : 1;
-    builder.need_local(few ? FewRows::bytes(dk, dv) : ManyRows::bytes(dk, dv));
+    builder.need_local(few ? FewRows::bytes(dk, dv) : ManyRows::bytes(dk, dv, tile / ROW_TILE));
 
     const int64_t partial_bytes = n_splits > 1 ? n_rows * n_splits * (dv + 2) * int64_t{4} : 0;
     const int64_t offset = n_splits > 1 ? builder.scratch(partial_bytes) : 0;
