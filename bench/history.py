@@ -22,7 +22,6 @@ from .figures import OURS, STOCK
 
 PATH = Path(__file__).with_name("history.jsonl")
 NOISE = 0.10
-# Before results named the level of our server: the best that the processor had.
 OLD_LEVELS = (("avx512_vnni", "avx512"), ("avx2", "avx2"))
 TIMES = ("s", "us")  # less is better
 CLIENTS = {OURS: "our client", STOCK: "stock client"}
@@ -101,14 +100,19 @@ def _entry(words: Mapping[str, Any], *values: float) -> Entry:
     return Entry(**words, **rounded)
 
 
+def level_of(record: Mapping[str, Any]) -> str:
+    """Return the level of our server in a record; of an old one, the best that its processor had."""
+    guess = next((level for flag, level in OLD_LEVELS if flag in record["machine"]["isa"]), "baseline")
+    return str(record.get("level", guess))
+
+
 def _common(record: Mapping[str, Any]) -> dict[str, Any]:
     machine = record["machine"]
-    guess = next((level for flag, level in OLD_LEVELS if flag in machine["isa"]), "baseline")
     return {
         "date": machine["date"],
         "commit": machine["commit"],
         "machine": f"{machine['processor']}, {machine['cores']} cores",
-        "level": record.get("level", guess),
+        "level": level_of(record),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import OURS, STOCK, TITLES
+from .history import level_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +35,8 @@ class PlotError(RuntimeError):
 def machine(record: Record) -> str:
     """Return the line below a title: processor, level, threads and date."""
     where = record["machine"]
-    level = record.get("level", "")
-    words = [where["processor"], f"{where['cores']} cores", level, f"{record['threads']} threads", where["date"][:10]]
-    return ", ".join(filter(None, words))
+    words = [where["processor"], f"{where['cores']} cores", level_of(record), f"{record['threads']} threads"]
+    return ", ".join([*words, where["date"][:10]])
 
 
 def canvas(title: str, record: Record, panels: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -178,25 +178,35 @@ def _short(value: int) -> str:
 
 def drawing(record: Record) -> tuple[str, Callable[[Record], Figure]] | None:
     """Return the picture's name and what draws it, or None if a record is of another kind."""
-    level = record.get("level", "")
     if record.get("kind") == "scaling":
-        return f"scaling-{level}", draw_scaling
+        return f"scaling-{level_of(record)}", draw_scaling
     if record.get("kind") == "kernels":
-        return f"kernels-{level}", draw_kernels
+        return f"kernels-{level_of(record)}", draw_kernels
     if isinstance(record.get("figures"), list) and record.get("models"):
-        opponent = record.get("opponent_kind", "native")
-        return "-".join(filter(None, ("ratios", level, opponent))), draw_ratios
+        return f"ratios-{level_of(record)}-{record.get('opponent_kind', 'native')}", draw_ratios
     return None
+
+
+def together(earlier: Record, later: Record) -> Record:
+    """Return what is drawn of two results with one picture: the later, with what was measured apart on the same day."""
+    if earlier["machine"]["date"][:10] != later["machine"]["date"][:10]:
+        return later
+    if "series" in later:
+        return {**later, "series": {**earlier["series"], **later["series"]}}
+    if "models" in later:
+        models = {**earlier["models"], **later["models"]}
+        return {**later, "models": models, "figures": [*earlier["figures"], *later["figures"]]}
+    return later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, help="results, the latest last: it is the one drawn")
+    parser.add_argument("files", nargs="+", type=Path, help="results; of several days the last is drawn")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go; docs/images")
     args = parser.parse_args(argv)
     try:
-        pictures: dict[str, tuple[Callable[[Record], Figure], dict[str, Any]]] = {}
+        pictures: dict[str, tuple[Callable[[Record], Figure], Record]] = {}
         for file in args.files:
             record = json.loads(file.read_text())
             found = drawing(record)
@@ -204,9 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{file.name}: nothing to draw")
                 continue
             name, draw = found
-            if name in pictures and "series" in record:  # what was measured apart is drawn together
-                record["series"] = {**pictures[name][1]["series"], **record["series"]}
-            pictures[name] = (draw, record)
+            pictures[name] = (draw, together(pictures[name][1], record) if name in pictures else record)
         for name, (draw, record) in pictures.items():
             path = args.folder / f"{name}.png"
             args.folder.mkdir(parents=True, exist_ok=True)
