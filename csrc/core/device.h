@@ -41,6 +41,9 @@ struct DeviceOps {
     // them over.
     uint8_t* (*map)(Device*, Buffer*, uint64_t offset, uint64_t length, bool write, uint64_t* mapped, Error*);
     bool (*unmap)(Device*, Buffer*, uint8_t* host, uint64_t offset, uint64_t mapped, bool write, Error*);
+    // Much of [offset, offset + length) will be written soon: an occasion to get its memory ready, without waiting for
+    // it.
+    void (*expect)(Device*, Buffer*, uint64_t offset, uint64_t length);
     bool (*fill)(Device*, Buffer*, uint64_t offset, uint64_t length, uint8_t value, Error*);
     bool (*copy)(Device*, const Buffer* src, uint64_t src_offset, Buffer* dst, uint64_t dst_offset, uint64_t length,
                  Error*);

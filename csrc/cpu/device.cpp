@@ -8,6 +8,7 @@
 #include <mutex>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "cpu/cpu.h"
 #include "cpu/levels.h"
@@ -26,6 +27,7 @@ struct CpuShared {
     std::atomic<uint64_t> allocated{0};
     std::mutex alloc_mutex;
     Pool pool;
+    Pager pager;
 };
 
 struct Plan {
@@ -53,8 +55,11 @@ CpuShared& shared(Device* d) { return *reinterpret_cast<CpuDevice*>(d)->shared; 
 
 uint64_t mapping_bytes(uint64_t size) { return (size + SLACK_BYTES + PAGE - 1) / PAGE * PAGE; }
 
+std::vector<bool>* touched(Buffer* b) { return static_cast<std::vector<bool>*>(b->state); }
+
 void memory(Device* d, uint64_t* free_bytes, uint64_t* total_bytes) {
     CpuShared& s = shared(d);
+    s.pager.drain();
     uint64_t available;
     system_memory(&available, total_bytes);
     // What was promised but never touched is not in use yet, but will be.
@@ -100,13 +105,15 @@ bool alloc(Device* d, uint64_t size, Buffer* out, Error* err) {
     out->data = static_cast<uint8_t*>(p);
     out->size = size;
     out->device = d;
-    out->state = nullptr;
+    // Which chunks of the buffer the pager was asked for.
+    out->state = new (std::nothrow) std::vector<bool>((size + Pager::CHUNK - 1) / Pager::CHUNK);
     return true;
 }
 
 void release(Device* d, Buffer* b) {
     const uint64_t bytes = mapping_bytes(b->size);
-    munmap(b->data, bytes);
+    delete touched(b);
+    shared(d).pager.release(b->data, bytes);
     shared(d).allocated -= bytes;
     b->data = nullptr;
 }
@@ -117,6 +124,17 @@ uint8_t* map(Device*, Buffer* b, uint64_t offset, uint64_t length, bool, uint64_
 }
 
 bool unmap(Device*, Buffer*, uint8_t*, uint64_t, uint64_t, bool, Error*) { return true; }
+
+void expect(Device* d, Buffer* b, uint64_t offset, uint64_t length) {
+    if (touched(b) == nullptr || offset >= b->size) return;
+    const uint64_t end = offset + std::min(length, b->size - offset);
+    for (uint64_t chunk = offset / Pager::CHUNK; chunk * Pager::CHUNK < end; ++chunk) {
+        if ((*touched(b))[chunk]) continue;
+        (*touched(b))[chunk] = true;
+        const uint64_t begin = chunk * Pager::CHUNK;
+        shared(d).pager.want(b->data + begin, std::min(Pager::CHUNK, b->size - begin));
+    }
+}
 
 bool fill(Device*, Buffer* b, uint64_t offset, uint64_t length, uint8_t value, Error*) {
     std::memset(b->data + offset, value, length);
@@ -152,8 +170,8 @@ WaitResult wait(Device* d, Queue* q, uint64_t number, int64_t timeout_ns, Error*
 }
 void cancel(Device* d, Queue* q) { shared(d).pool.cancel(q); }
 
-const DeviceOps CPU_OPS = {alloc,      release,    map,         unmap,  fill, copy,   compile, free_plan,
-                           plan_bytes, open_queue, close_queue, submit, wait, cancel, memory};
+const DeviceOps CPU_OPS = {alloc,     release,    map,        unmap,       expect, fill, copy,   compile,
+                           free_plan, plan_bytes, open_queue, close_queue, submit, wait, cancel, memory};
 
 // The processor's own name for itself, as a person would look it up.
 std::string processor() {

@@ -1,11 +1,14 @@
 #include "cpu/memory.h"
 
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
 namespace ggr {
 
@@ -84,6 +87,74 @@ void system_memory(uint64_t* available, uint64_t* total) {
     cgroup_memory(&limit, &used);
     *total = std::min(physical, limit);
     *available = std::min(kib * 1024, limit - std::min(limit, used));
+}
+
+Pager::~Pager() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stop_ = true;
+    }
+    more_.notify_all();
+    if (thread_.joinable()) thread_.join();
+}
+
+bool Pager::add(const Task& task) {
+    try {
+        if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+        tasks_.push_back(task);
+    } catch (const std::exception&) {
+        return false;
+    }
+    more_.notify_one();
+    return true;
+}
+
+void Pager::want(uint8_t* begin, uint64_t length) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    // Without a thread pages come as they are written.
+    add({begin, length, false});
+}
+
+void Pager::release(uint8_t* begin, uint64_t length) {
+    {
+        // Tasks are done in order, so what is worked on within the mapping is over by then.
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto within = [=](const Task& t) { return t.begin >= begin && t.begin < begin + length; };
+        tasks_.erase(std::remove_if(tasks_.begin(), tasks_.end(), within), tasks_.end());
+        if ((length >= CHUNK || thread_.joinable()) && add({begin, length, true})) {
+            ++releasing_;
+            return;
+        }
+    }
+    munmap(begin, length);
+}
+
+void Pager::drain() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return releasing_ == 0; });
+}
+
+void Pager::run() {
+    // Whoever receives or computes comes first. Of Linux's threads each has a priority of its own; 0 is the caller.
+    setpriority(PRIO_PROCESS, 0, 19);
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+        more_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
+        if (tasks_.empty()) return;
+        const Task task = tasks_.front();
+        tasks_.pop_front();
+        lock.unlock();
+        if (task.last) {
+            munmap(task.begin, task.length);
+        } else {
+#ifdef MADV_POPULATE_WRITE
+            // Linux before 5.14 refuses: pages come as they are written, then.
+            madvise(task.begin, task.length, MADV_POPULATE_WRITE);
+#endif
+        }
+        lock.lock();
+        if (task.last && --releasing_ == 0) done_.notify_all();
+    }
 }
 
 uint64_t resident_bytes() { return keyed("/proc/self/status", "RssAnon:", 0) * 1024; }

@@ -16,6 +16,9 @@ namespace {
 
 // Files are read and written in pieces: a large tensor never needs a second copy in memory.
 constexpr uint64_t FILE_CHUNK = uint64_t{1} << 20;
+// Weights come one after the other: what follows a tensor of some size in its buffer is expected next.
+constexpr uint64_t LARGE = uint64_t{1} << 20;
+constexpr uint64_t AHEAD = uint64_t{32} << 20;
 
 bool times(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_mul_overflow(a, b, out); }
 bool plus(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_add_overflow(a, b, out); }
@@ -82,6 +85,7 @@ bool Session::set_tensor(Error* err) {
           flag ? ", to cache" : "");
     if (!settle(*t.buffer, err)) return false;
     region_ = {t.buffer, t.start + offset, size};
+    if (size >= LARGE) t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, size + AHEAD);
     if (!receive_into(region_, p + head, payload_.size() - head, err)) return false;
     const bool wanted = dialect_->cache_by_flag ? flag : size > static_cast<uint64_t>(HASH_THRESHOLD_BYTES);
     keep_region_ = config_.cache && wanted && size > 0;
@@ -262,6 +266,8 @@ bool Session::start_hash(Error* err) {
     Target t;
     if (!target(p, &t, err) || !range(t, offset, 0, err)) return false;
     region_ = {t.buffer, t.start + offset, t.extent - offset};
+    // From a file or, if there is none, from the client.
+    t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, region_.length + AHEAD);
     trace("SET_TENSOR_HASH: '%s' offset %" PRIu64 ", hash %016" PRIx64, t.wire.name, offset, argument_);
     return true;
 }

@@ -152,6 +152,8 @@ def bench(args: argparse.Namespace, emit: Emit, _log: Log) -> None:
             start = time.perf_counter()
             Model(args.model, run["rpc"]).close()
             emit("load", label=run["label"], repeat=repeat, seconds=time.perf_counter() - start)
+    if args.repeats == 0:
+        return
     contexts = []
     for run in runs:
         model = Model(args.model, run["rpc"])

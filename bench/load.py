@@ -1,0 +1,157 @@
+"""Measure how long a model takes to load beside the floors of the same client, turn by turn: ``python -m bench.load``.
+
+Cold: a stock client into a sink that throws all away (``bench.sink``), into our server, into a stock one. Warm: into a
+sink that says it has every tensor, which is the client's own work, and into servers that keep tensors (``-c``) and have
+them. Then our own client into our server, cold and warm. And hashing by itself: the byte loop that stock clients run,
+and ours. Medians of turns A B A B ...; a first turn is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ggml_rpc.llm.devices import open_devices
+from ggml_rpc.llm.gguf_file import GgufFile
+from ggml_rpc.llm.model import Model
+from ggml_rpc.llm.sizing import ContextSettings
+from ggml_rpc.peers import PeerError, prepare_peer
+from ggml_rpc.peers.process import ServerError, ServerProcess, module_command, own_server_command, terminable
+from ggml_rpc.spec.limits import HASH_THRESHOLD_BYTES
+from ggml_rpc.wire._hash import fnv1a_64, fnv1a_64_many
+
+from .machine import describe
+from .models import NAMES, model
+from .run import client_events, opponent
+
+CASES = (
+    ("cold", ("sink", "ours", "stock")),
+    ("warm", ("known", "ours -c", "stock -c")),
+)
+
+
+def stock_loads(protocol: str, path: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each load by a stock client, turn by turn, the first not counted."""
+    turns: dict[str, list[float]] = {label: [] for label in servers}
+    runs = [{"label": label, "rpc": [server.endpoint]} for label, server in servers.items()]
+    arguments = ["bench", "--model", str(path), "--runs", json.dumps(runs), "--repeats", "0"]
+    arguments += ["--loads", str(repeats + 1)]
+    for event in client_events(prepare_peer(protocol), arguments):
+        if event["event"] == "load" and event["repeat"] > 0:
+            turns[event["label"]].append(event["seconds"])
+    return turns
+
+
+def own_loads(path: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each load by our client, all weights on the server."""
+    turns: dict[str, list[float]] = {f"own client, {label}": [] for label in servers}
+    for repeat in range(repeats + 1):
+        for label, server in servers.items():
+            start = time.perf_counter()
+            with (
+                open_devices([server.endpoint], threads=1) as devices,
+                Model.open(path, devices, settings=ContextSettings(512, 512, 512)),
+            ):
+                seconds = time.perf_counter() - start
+            if repeat > 0:
+                turns[f"own client, {label}"].append(seconds)
+    return turns
+
+
+def hashing(path: Path, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds that hashing takes of the tensors that clients ask for by hash."""
+    ways: dict[str, Callable[[list[Any]], object]] = {
+        "hash, byte loop": lambda tensors: [fnv1a_64(data, level="bytes") for data in tensors],
+        "hash": lambda tensors: [fnv1a_64(data) for data in tensors],
+        "hash, 2 threads": lambda tensors: fnv1a_64_many(tensors, threads=2),
+    }
+    turns: dict[str, list[float]] = {name: [] for name in ways}
+    with GgufFile.open(path) as file:
+        for _ in range(repeats):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way([t.data for t in file.tensors.values() if t.nbytes > HASH_THRESHOLD_BYTES])
+                turns[name].append(time.perf_counter() - start)
+    return turns
+
+
+def start_servers(stack: ExitStack, protocol: str, stock_command: Sequence[str], threads: int) -> dict[str, Any]:
+    """Start what models are loaded into, by label."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggml-load-"))
+    own = [*own_server_command(), "--proto", protocol]
+    sink = module_command("bench.sink")
+    options = ["-t", str(threads)]
+    plans: dict[str, tuple[Sequence[str], list[str]]] = {
+        "sink": (sink, ["--proto", protocol]),
+        "ours": (own, options),
+        "stock": (stock_command, options),
+        "known": (sink, ["--proto", protocol, "--known"]),
+        "ours -c": (own, [*options, "-c"]),
+        "stock -c": (stock_command, [*options, "-c"]),
+    }
+    servers = {}
+    for label, (command, arguments) in plans.items():
+        environment = {"LLAMA_CACHE": str(Path(folder) / label), "OMP_WAIT_POLICY": "passive"}
+        servers[label] = stack.enter_context(ServerProcess(command, arguments, environment=environment))
+    return servers
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table and write the JSON file."""
+    protocol, stock_command, description = opponent(args.opponent)
+    path = model(args.model)
+    turns: dict[str, list[float]] = {}
+    with terminable(), ExitStack() as stack:
+        servers = start_servers(stack, protocol, stock_command, args.threads)
+        for case, labels in CASES:
+            if case in args.cases:
+                turns |= stock_loads(protocol, path, {label: servers[label] for label in labels}, args.repeats)
+        if "own" in args.cases:
+            turns |= own_loads(path, {label: servers[label] for label in ("ours", "ours -c")}, args.repeats)
+    if "hash" in args.cases:
+        turns |= hashing(path, args.repeats)
+    medians = {label: statistics.median(seconds) for label, seconds in turns.items()}
+    machine = describe()
+    size = path.stat().st_size
+    print(f"{machine['processor']}, {args.threads} threads, {machine['date']}; {path.name}, {size / 1e9:.2f} GB")
+    print(f"stock: {description}, protocol {protocol}")
+    for label, median in medians.items():
+        floor = next((labels[0] for _, labels in CASES if label in labels), label)
+        ratio = f"{median / medians[floor]:6.2f} of {floor}" if floor != label else ""
+        print(f"{label:24} {median:7.3f} s {size / median / 1e9:6.2f} GB/s {ratio}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        record = {"machine": machine, "stock": description, "model": path.name, "bytes": size}
+        args.out.write_text(json.dumps({**record, "median_s": medians, "turns_s": turns}, indent=1) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
+    parser.add_argument("model", nargs="?", default="tinyllama-Q8_0", help=f"of {', '.join(NAMES)}, or a GGUF file")
+    parser.add_argument("--opponent", choices=("auto", "native", "wheel"), default="auto")
+    parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each server")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", default="cold,warm,own,hash", help="of cold, warm, own, hash, separated by commas")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    args.cases = args.cases.split(",")
+    try:
+        run(args)
+    except (PeerError, ServerError, RuntimeError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
