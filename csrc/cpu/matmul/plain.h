@@ -56,7 +56,7 @@ static inline void dot_plain(const Product& p, int64_t row, const float* const* 
     const uint8_t* next = p.weights + (row + NR) * p.row_bytes;
     int64_t i = 0;
     for (; i + VL <= p.k; i += VL, next += STEP) {
-        prefetch<STEP>(next);
+        if (NR > 1) prefetch<STEP>(next);  // a single row the processor follows by itself
         vf a[NC];
 #pragma GCC unroll 4
         for (int c = 0; c < NC; ++c) a[c] = vload(columns[c] + i);
@@ -98,7 +98,11 @@ void few_plain(const Product& p) {
         all_rows_plain<W, 4, 2>(p, c);
         c += 2;
     }
-    if (c < p.n_columns) all_rows_plain<W, 4, 1>(p, c);
+    if (c == p.n_columns) return;
+    if (sizeof(typename W::Element) == 4 && p.k >= 1024)
+        all_rows_plain<W, 1, 1>(p, c);
+    else
+        all_rows_plain<W, 4, 1>(p, c);
 }
 
 // Panels: PANEL_ROWS rows as floats, the elements of one k beside each other.

@@ -77,8 +77,8 @@ static inline void dot_rows(const Product& p, int64_t row, const ColumnLayout& l
 #pragma GCC unroll 4
         for (int r = 0; r < NR; ++r) {
             const uint8_t* group = w + r * p.row_bytes + g * T::GROUP_BYTES;
-            // In the order of memory, as far ahead as one block of rows.
-            prefetch<T::GROUP_BYTES>(w + NR * p.row_bytes + (g * NR + r) * T::GROUP_BYTES);
+            // In the order of memory, as far ahead as one block of rows. A single row the processor follows by itself.
+            if (NR > 1) prefetch<T::GROUP_BYTES>(w + NR * p.row_bytes + (g * NR + r) * T::GROUP_BYTES);
             bv u[REGISTERS];
             T::unpack(group, u);
             if constexpr (T::INTEGER) {
@@ -126,19 +126,24 @@ static inline void all_rows(const Product& p, const ColumnLayout& l, int64_t c) 
     for (; row < p.n_rows; ++row) dot_rows<T, 1, NC>(p, row, l, p.columns + c, p.out + c);
 }
 
+template <class T, int NR, int NC>
+static inline void rows_with(const Product& p, const ColumnLayout& l, int64_t c) {
+    if constexpr (NC <= Streamed<T>::COLUMNS)
+        if (stream_rows<T, NC>(p, l, c)) return;
+    all_rows<T, NR, NC>(p, l, c);
+}
+
 template <class T>
 void few_quantised(const Product& p) {
     const ColumnLayout l = column_layout(T::FORMAT, p.k);
     int64_t c = 0;
-    for (; c + 4 <= p.n_columns; c += 4) all_rows<T, 2, 4>(p, l, c);
+    for (; c + 4 <= p.n_columns; c += 4) rows_with<T, 2, 4>(p, l, c);
     if (p.n_columns - c >= 2) {
-        all_rows<T, 2, 2>(p, l, c);
+        rows_with<T, 2, 2>(p, l, c);
         c += 2;
     }
-    if (c == p.n_columns) return;
-    if constexpr (Streamed<T>::EXISTS)
-        if (stream_rows<T>(p, l, c)) return;
-    all_rows<T, 4, 1>(p, l, c);
+    // Super-blocks: several rows at a time gain less than one forward stream of memory.
+    if (c < p.n_columns) rows_with<T, T::SMALL ? 4 : 1, 1>(p, l, c);
 }
 
 // Measured: with AVX-512 panels of six columns take as long as streaming four, else panels of four less.

@@ -19,7 +19,7 @@ namespace {
 // Which types have it; the others are streamed by quantised.h.
 template <class T>
 struct Streamed {
-    static constexpr bool EXISTS = false;
+    static constexpr int COLUMNS = 0;  // at a time, at most
 };
 
 #if GGR_VNNI
@@ -77,7 +77,7 @@ struct NibbleUnit {
 // Q4_0, Q5_0, IQ4_NL. n is a multiple of UNIT.
 template <class T, int NIBBLES, int HIGH>
 struct NibbleStream {
-    static constexpr bool EXISTS = true;
+    static constexpr int COLUMNS = 4;
     using Unit = NibbleUnit;
     static constexpr int64_t STEP = UNIT;
     static constexpr int BYTES = T::BLOCK;
@@ -95,28 +95,33 @@ struct NibbleStream {
             std::memcpy(reinterpret_cast<float*>(&to[i / 2].scale) + i % 2 * 4, column + l.scale + i * 16, 16);
         }
     }
-    static inline __m512 sums(__m512i q, __m512i s, const Unit& u, int i) {
+    static inline void unpack(__m512i q, __m512i s, __m512i* low, __m512i* high) {
         const __m512i fifteen = _mm512_set1_epi8(15);
-        __m512i low = _mm512_and_si512(q, fifteen), high = _mm512_and_si512(_mm512_srli_epi16(q, 4), fifteen);
+        *low = _mm512_and_si512(q, fifteen);
+        *high = _mm512_and_si512(_mm512_srli_epi16(q, 4), fifteen);
         if constexpr (HIGH > 0) {
             const __m512i sixteen = _mm512_set1_epi8(16);
             const uint64_t first = (uint64_t)_mm_extract_epi64(_mm512_castsi512_si128(s), 1);
             const uint64_t second = (uint64_t)_mm_cvtsi128_si64(_mm256_extracti128_si256(_mm512_castsi512_si256(s), 1));
-            low = _mm512_mask_add_epi8(low, (__mmask64)first, low, sixteen);
-            high = _mm512_mask_add_epi8(high, (__mmask64)second, high, sixteen);
+            *low = _mm512_mask_add_epi8(*low, (__mmask64)first, *low, sixteen);
+            *high = _mm512_mask_add_epi8(*high, (__mmask64)second, *high, sixteen);
         }
         if constexpr (T::WIDE) {
             const __m512i table = _mm512_broadcast_i32x4((__m128i)iq4_table());
-            low = _mm512_shuffle_epi8(table, low);
-            high = _mm512_shuffle_epi8(table, high);
+            *low = _mm512_shuffle_epi8(table, *low);
+            *high = _mm512_shuffle_epi8(table, *high);
         }
+    }
+    static inline __m512 dot(__m512i low, __m512i high, const Unit& u, int i) {
         return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(u.start[i], low, u.low[i]), high, u.high[i]));
     }
-    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+    // The columns' units lie `pitch` apart.
+    template <int NC>
+    static inline void row(const uint8_t* p, const Unit* u, int64_t pitch, int64_t n, float* out) {
         const __m512i q_words = Q.load(), s_words = S.load();
         const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         const __m512i second = _mm512_setr_epi32(4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
-        __m512 acc = _mm512_setzero_ps();
+        __m512 acc[NC] = {};
         for (; n >= 2 * UNIT; n -= 2 * UNIT, p += 8 * BYTES, ++u) {
             const __m512i x0 = kept(zload(p)), y0 = kept(zload(p + 4 * BYTES - 64));
             const __m512i x1 = kept(zload(p + 4 * BYTES)), y1 = kept(zload(p + 8 * BYTES - 64));
@@ -130,21 +135,31 @@ struct NibbleStream {
                 s0 = _mm512_permutex2var_epi16(x0, s_words, x1);
                 halves = _mm512_castsi512_si128(s0);
             }
-            const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(_mm256_cvtph_ps(halves), u->scale));
-            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x0, q_words, y0), s0, *u, 0),
-                                  _mm512_permutexvar_ps(first, d), acc);
-            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x1, q_words, y1), s1, *u, 1),
-                                  _mm512_permutexvar_ps(second, d), acc);
+            const __m256 s = _mm256_cvtph_ps(halves);
+            __m512i low[2], high[2];
+            unpack(_mm512_permutex2var_epi16(x0, q_words, y0), s0, &low[0], &high[0]);
+            unpack(_mm512_permutex2var_epi16(x1, q_words, y1), s1, &low[1], &high[1]);
+#pragma GCC unroll 4
+            for (int c = 0; c < NC; ++c) {
+                const Unit& of = u[c * pitch];
+                const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
+                acc[c] = _mm512_fmadd_ps(dot(low[0], high[0], of, 0), _mm512_permutexvar_ps(first, d), acc[c]);
+                acc[c] = _mm512_fmadd_ps(dot(low[1], high[1], of, 1), _mm512_permutexvar_ps(second, d), acc[c]);
+            }
         }
         if (n > 0) {
             const __m512i x = zload(p), y = zload(p + 4 * BYTES - 64);
-            const __m512i s = _mm512_permutex2var_epi16(x, s_words, HIGH > 0 ? y : x);
-            const __m512 d =
-                _mm512_castps256_ps512(_mm256_mul_ps(_mm256_cvtph_ps(_mm512_castsi512_si128(s)), u->scale));
-            acc = _mm512_fmadd_ps(sums(_mm512_permutex2var_epi16(x, q_words, y), s, *u, 0),
-                                  _mm512_permutexvar_ps(first, d), acc);
+            const __m512i words = _mm512_permutex2var_epi16(x, s_words, HIGH > 0 ? y : x);
+            const __m256 s = _mm256_cvtph_ps(_mm512_castsi512_si128(words));
+            __m512i low, high;
+            unpack(_mm512_permutex2var_epi16(x, q_words, y), words, &low, &high);
+            for (int c = 0; c < NC; ++c) {
+                const Unit& of = u[c * pitch];
+                const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
+                acc[c] = _mm512_fmadd_ps(dot(low, high, of, 0), _mm512_permutexvar_ps(first, d), acc[c]);
+            }
         }
-        return sum16(acc);
+        for (int c = 0; c < NC; ++c) out[c] = sum16(acc[c]);
     }
 };
 template <>
@@ -161,7 +176,7 @@ struct ByteUnit {
 };
 template <>
 struct Streamed<Q8_0> {
-    static constexpr bool EXISTS = true;
+    static constexpr int COLUMNS = 1;
     using Unit = ByteUnit;
     static constexpr int64_t STEP = 64;
 
@@ -175,7 +190,8 @@ struct Streamed<Q8_0> {
                      _mm512_permutexvar_ps(two, _mm512_castps128_ps512(d))};
         }
     }
-    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+    template <int NC>
+    static inline void row(const uint8_t* p, const Unit* u, int64_t, int64_t n, float* out) {
         __m512 acc = _mm512_setzero_ps();
         for (; n > 0; n -= STEP, p += 68, ++u) {
             __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(p + 2)));
@@ -186,7 +202,7 @@ struct Streamed<Q8_0> {
             const __m512 d = _mm512_mul_ps(_mm512_cvtph_ps(s), u->scale);
             acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(u->start, q, u->bytes)), d, acc);
         }
-        return sum16(acc);
+        *out = sum16(acc);
     }
 };
 
@@ -264,7 +280,7 @@ struct Unpacked<Q6_K> {
 
 template <class T>
 struct SuperStream {
-    static constexpr bool EXISTS = true;
+    static constexpr int COLUMNS = 1;
     using Unit = SuperUnit;
     static constexpr int64_t STEP = QK_K;
 
@@ -289,7 +305,8 @@ struct SuperStream {
     }
     static constexpr Words SPREAD[4] = {spread_words(0), spread_words(1), spread_words(2), spread_words(3)};
 
-    static inline float row(const uint8_t* p, const Unit* u, int64_t n) {
+    template <int NC>
+    static inline void row(const uint8_t* p, const Unit* u, int64_t, int64_t n, float* out) {
         const __m512i spread[4] = {SPREAD[0].load(), SPREAD[1].load(), SPREAD[2].load(), SPREAD[3].load()};
         __m512 acc = _mm512_setzero_ps();
         __m128 extra = _mm_setzero_ps();
@@ -313,7 +330,7 @@ struct SuperStream {
                 extra = _mm_fnmadd_ps(_mm_cvtepi32_ps(sums), _mm_broadcastss_ps(_mm_movehdup_ps(scale)), extra);
             }
         }
-        return sum8((f8)_mm256_zextps128_ps256(extra) + fold8((fv)acc));
+        *out = sum8((f8)_mm256_zextps128_ps256(extra) + fold8((fv)acc));
     }
 };
 template <>
@@ -339,28 +356,31 @@ static inline float stream_tail(const uint8_t* p, const uint8_t* column, const C
     return sum8(sum);
 }
 
-// All rows with column `c`; false if the column is too long for the scratch.
-template <class T>
+// All rows with the columns [c, c + NC); false if they are too long for the scratch.
+template <class T, int NC>
 static inline bool stream_rows(const Product& p, const ColumnLayout& l, int64_t c) {
     using S = Streamed<T>;
-    const int64_t n = p.k / S::STEP * S::STEP;
-    if ((n / S::STEP + 1) * (int64_t)sizeof(typename S::Unit) > LOCAL_BYTES) return false;
+    const int64_t n = p.k / S::STEP * S::STEP, pitch = n / S::STEP + 1;
+    if (NC * pitch * (int64_t)sizeof(typename S::Unit) > LOCAL_BYTES) return false;
     typename S::Unit* units = reinterpret_cast<typename S::Unit*>(p.local);
-    S::prepare(p.columns[c], l, n, units);
+    for (int i = 0; i < NC; ++i) S::prepare(p.columns[c + i], l, n, units + i * pitch);
     for (int64_t r = 0; r < p.n_rows; ++r) {
         const uint8_t* row = p.weights + r * p.row_bytes;
-        float sum = S::row(row, units, n);
-        if constexpr (T::SMALL) {
-            if (n < p.k) sum += stream_tail<T>(row + n / QK * T::BLOCK, p.columns[c], l, n / QK, p.k / QK);
+        float sums[NC];
+        S::template row<NC>(row, units, pitch, n, sums);
+        for (int i = 0; i < NC; ++i) {
+            if constexpr (T::SMALL) {
+                if (n < p.k) sums[i] += stream_tail<T>(row + n / QK * T::BLOCK, p.columns[c + i], l, n / QK, p.k / QK);
+            }
+            p.out[c + i][r] = sums[i];
         }
-        p.out[c][r] = sum;
     }
     return true;
 }
 
 #else
 
-template <class T>
+template <class T, int NC>
 static inline bool stream_rows(const Product&, const ColumnLayout&, int64_t) {
     return false;
 }
