@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BUILD ?= build/dev
-# More options: JOBS=n (compilers at a time), WERROR=ON|OFF, PYTEST_ARGS=..., DEMO_ARGS=..., BENCH_ARGS=...,
-# PROTOCOLS=... (which source peers `make interop` builds; all)
+# More options: JOBS=n (compilers at a time), WERROR=ON|OFF, EMULATED=ON|OFF (test levels with software for instructions
+# that few machines have), PYTEST_ARGS=..., DEMO_ARGS=..., BENCH_ARGS=..., PROTOCOLS=... (which source peers
+# `make interop` builds; all)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -76,6 +77,7 @@ plots: build $(TESTING)  ## draw bench/results as docs/images
 	$(PY) -m bench.plot bench/results/*.json
 
 dev: WERROR ?= ON
+dev: EMULATED ?= ON
 dev: build  ## build the extensions in place, warnings as errors
 
 # Builds five versions of llama.cpp and one of ik_llama.cpp, an hour of one processor, at the first run.
@@ -86,11 +88,12 @@ interop: build $(TESTING)  ## older protocols on either side, built from source 
 peers: build
 	$(PY) -m ggml_rpc.peers prepare
 
-# CMake keeps WERROR in its cache: `make test` after `make dev` builds nothing twice.
+# CMake keeps both in its cache: `make test` after `make dev` builds nothing twice.
 build: $(BASE)
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 		-DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" \
-		$(if $(WERROR),-DGGML_RPC_WERROR=$(WERROR)) > /dev/null
+		$(if $(WERROR),-DGGML_RPC_WERROR=$(WERROR)) \
+		$(if $(EMULATED),-DGGML_RPC_EMULATED_LEVELS=$(EMULATED)) > /dev/null
 	@cmake --build $(BUILD) $(if $(JOBS),--parallel $(JOBS))
 	@cmake --install $(BUILD) --prefix . > /dev/null
 

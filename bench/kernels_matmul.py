@@ -66,7 +66,7 @@ def main() -> None:
     """Print the table and, on request, write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--types", nargs="+", default=TYPES, choices=TYPES)
-    parser.add_argument("--level", default=levels()[0], choices=levels())
+    parser.add_argument("--level", default=levels()[0], choices=levels() + levels(emulated=True))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--k", type=int, default=4096)

@@ -10,7 +10,8 @@ namespace ggr {
 struct CpuShared;  // threads and memory count that several CPU devices share
 
 // Names of the instruction-set levels that this build holds and this machine can run, best first; returns how many.
-int cpu_levels(const char** names, int capacity);
+// `emulated`: instead those for tests, in which software stands for instructions that few machines have.
+int cpu_levels(const char** names, int capacity, bool emulated);
 
 // `level`: one of cpu_levels(), or nullptr for the best. nullptr on failure.
 CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, Error*);

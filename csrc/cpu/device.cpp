@@ -193,7 +193,7 @@ std::string processor() {
 
 }  // namespace
 
-int cpu_levels(const char** names, int capacity) { return level_names(names, capacity); }
+int cpu_levels(const char** names, int capacity, bool emulated) { return level_names(names, capacity, emulated); }
 
 CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, Error* err) {
     const OpTable* table = level_table(level);

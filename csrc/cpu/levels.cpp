@@ -2,19 +2,27 @@
 #include "cpu/levels.h"
 
 #include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "levels_config.h"
 
 namespace ggr {
 
-#define GGR_DECLARE_LEVEL(level)       \
+#define GGR_DECLARE_LEVEL(level, base) \
     namespace level {                  \
     void register_all(OpTable& table); \
     }
 GGR_LEVELS(GGR_DECLARE_LEVEL)
+GGR_EMULATED_LEVELS(GGR_DECLARE_LEVEL)
 #undef GGR_DECLARE_LEVEL
 
 namespace {
+
+namespace nothing {  // the base of levels that are complete
+void register_all(OpTable&) {}
+}  // namespace nothing
 
 bool runs_baseline() { return true; }
 
@@ -28,13 +36,26 @@ bool runs_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+// By cpuid itself, whose bits older compilers have no names for.
+struct Features {
+    unsigned eax, ebx, ecx, edx;
+};
+Features features_of_leaf_7(unsigned subleaf) {
+    Features f = {};
+    __get_cpuid_count(7, subleaf, &f.eax, &f.ebx, &f.ecx, &f.edx);
+    return f;
+}
+[[maybe_unused]] bool runs_avxvnni() { return runs_avx2() && (features_of_leaf_7(1).eax & 1u << 4) != 0; }
+[[maybe_unused]] bool runs_avxvnni_emulated() { return runs_avx512(); }
 #endif
 
-template <void (*Register)(OpTable&)>
+template <void (*Base)(OpTable&), void (*Register)(OpTable&)>
 const OpTable* table(const char* name) {
     static const OpTable filled = [name] {
         OpTable t = {};
         t.level = name;
+        Base(t);
         Register(t);
         return t;
     }();
@@ -47,24 +68,35 @@ struct Level {
     const OpTable* (*table)(const char* name);
 };
 
-const Level LEVELS[] = {
-#define GGR_LEVEL_ROW(level) {#level, runs_##level, table<level::register_all>},
-    GGR_LEVELS(GGR_LEVEL_ROW)
+#define GGR_LEVEL_ROW(level, base) {#level, runs_##level, table<base::register_all, level::register_all>},
+const Level LEVELS[] = {GGR_LEVELS(GGR_LEVEL_ROW)};
+// Found by name only.
+const Level EMULATED[] = {GGR_EMULATED_LEVELS(GGR_LEVEL_ROW){nullptr, nullptr, nullptr}};
 #undef GGR_LEVEL_ROW
-};
+
+bool chosen(const Level& level, const char* name) {
+    return level.name != nullptr && (name == nullptr || std::strcmp(name, level.name) == 0) && level.runs();
+}
 
 }  // namespace
 
-int level_names(const char** names, int capacity) {
+int level_names(const char** names, int capacity, bool emulated) {
     int n = 0;
-    for (const Level& level : LEVELS)
-        if (level.runs() && n < capacity) names[n++] = level.name;
+    if (emulated) {
+        for (const Level& level : EMULATED)
+            if (chosen(level, nullptr) && n < capacity) names[n++] = level.name;
+    } else {
+        for (const Level& level : LEVELS)
+            if (chosen(level, nullptr) && n < capacity) names[n++] = level.name;
+    }
     return n;
 }
 
 const OpTable* level_table(const char* name) {
     for (const Level& level : LEVELS)
-        if (level.runs() && (name == nullptr || std::strcmp(name, level.name) == 0)) return level.table(level.name);
+        if (chosen(level, name)) return level.table(level.name);
+    for (const Level& level : EMULATED)
+        if (name != nullptr && chosen(level, name)) return level.table(level.name);
     return nullptr;
 }
 

@@ -5,7 +5,8 @@
 
 namespace ggr {
 
-int level_names(const char** names, int capacity);
+// Those to choose from, best first, or (emulated) those that only tests ask for.
+int level_names(const char** names, int capacity, bool emulated);
 // nullptr: not built, or this machine lacks it. name == nullptr: the best.
 const OpTable* level_table(const char* name);
 

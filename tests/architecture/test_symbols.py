@@ -22,12 +22,24 @@ from ggml_rpc.wire import _hash
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "csrc" / "cpu" / "kernels"
-LEVELS = ("avx512", "avx2", "baseline")
 EXTENSIONS = [Path(_cpu.__file__), Path(_hash.__file__)]
 each_extension = pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda path: path.name.split(".")[0])
+# Those that hold the kernels of products only, in tests also with software for their instructions.
+PARTIAL = ("avxvnni", "avxvnni_emulated")
+PRODUCTS = {"all", "gated", "matmul", "matmul_grid", "matmul_ik", "matmul_plain", "matmul_small", "matmul_super"}
 
-# Registers that a level's own functions may use and no other function.
-WIDE = {"avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b|%tmm"), "avx2": re.compile(r"%ymm")}
+# Registers that functions of some levels may use and no other function.
+WIDE = {
+    "avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b"),
+    "avx2": re.compile(r"%ymm"),
+}
+USERS = {"avx512": ("avx512",)}
+USERS["avx2"] = (*USERS["avx512"], "avx2", "avxvnni", "avxvnni_emulated")
+# What a level is there for.
+INSTRUCTIONS = {
+    "avxvnni": ["{vex} vpdpbusd"],
+    "avxvnni_emulated": ["vpdpbusd"],
+}
 
 NM = shutil.which("nm")
 OBJDUMP = shutil.which("objdump")
@@ -76,9 +88,26 @@ def test_objects_share_nothing_between_levels() -> None:
         pytest.skip("an installed wheel has no objects: test_extension_exports_only_its_module looks at it")
     bad = {f"{level}/{path.name}": leaks(level, nm(path)) for level, path in objects}
     assert not {name: found for name, found in bad.items() if found}
-    # Every family is there at every level.
+    # Every family is there at every level, or every family of products.
     names = {level: {path.name for where, path in objects if where == level} for level, _ in objects}
-    assert len({frozenset(found) for found in names.values()}) == 1
+    full = {frozenset(found) for level, found in names.items() if level not in PARTIAL}
+    assert len(full) == 1
+    products = {f"{name}.cpp.o" for name in PRODUCTS}
+    assert all(found == products for level, found in names.items() if level in PARTIAL)
+    assert all(products < found for found in full)
+
+
+@pytest.mark.skipif(OBJDUMP is None, reason="no objdump (binutils) here")
+def test_partial_levels_have_their_instructions() -> None:
+    objects = [(level, path) for level, path in built_objects() if level in INSTRUCTIONS]
+    if not objects:
+        pytest.skip("an installed wheel has no objects, other processors than x86-64 no such levels")
+    for level in {level for level, _ in objects}:
+        code = ""
+        for _, path in (found for found in objects if found[0] == level):
+            command = [str(OBJDUMP), "-d", "--no-show-raw-insn", str(path)]
+            code += subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert [name for name in INSTRUCTIONS[level] if f"\t{name} " not in code and f"\t{name}\n" not in code] == []
 
 
 @needs_nm
@@ -120,8 +149,8 @@ def test_wide_registers_only_in_their_level(extension: Path) -> None:
     if not any("ggr::" in name for _, name in nm(extension)):
         pytest.skip("the extension is stripped (an installed wheel): its functions have no names")
     used = functions_by_registers(extension)
-    assert {f for f in used["avx512"] if not of_level(f, "avx512")} == set()
-    assert {f for f in used["avx2"] if not of_level(f, "avx512", "avx2")} == set()
+    for registers, users in USERS.items():
+        assert {f for f in used[registers] if not of_level(f, *users)} == set()
     # Control: the levels do use their registers.
     assert used["avx512"]
     assert used["avx2"]

@@ -3,9 +3,15 @@
 
 GGR_KERNELS_BEGIN
 
+#if defined(GGR_PARTIAL_LEVEL)  // those with engines of products; the others are another level's
+#define GGR_OWN_FAMILIES(X) X(matmul) X(gated)
+#else
+#define GGR_OWN_FAMILIES(X) GGR_FAMILIES(X)
+#endif
+
 void register_all(OpTable& table) {
 #define GGR_REGISTER(name) register_##name(table);
-    GGR_FAMILIES(GGR_REGISTER)
+    GGR_OWN_FAMILIES(GGR_REGISTER)
 #undef GGR_REGISTER
 }
 

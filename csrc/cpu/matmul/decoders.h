@@ -33,7 +33,7 @@ namespace {
 constexpr int GROUP = QK_K;            // elements that an engine takes at a time
 constexpr int PIECES = GROUP / QK;     // pieces of 32 in a group
 constexpr int REGISTERS = GROUP / BW;  // registers of a group
-constexpr int WIDE_ZERO = GGR_VNNI ? 128 : 0;
+constexpr int WIDE_ZERO = GGR_DPBUSD ? 128 : 0;
 
 static inline uint16_t read_u16(const uint8_t* p) {
     uint16_t v;

@@ -19,6 +19,12 @@ constexpr int BW = 64;  // bytes of a register of weights in dot products of row
 #define GGR_VNNI 0
 constexpr int BW = 32;  // without 32-byte registers the compiler takes two of 16
 #endif
+// vpdpbusd of some width: sums of four products without saturation.
+#if GGR_VNNI || defined(__AVXVNNI__) || (defined(GGR_EMULATED) && defined(__AVX2__))
+#define GGR_DPBUSD 1
+#else
+#define GGR_DPBUSD 0
+#endif
 
 typedef uint8_t b16 __attribute__((vector_size(16)));
 typedef uint8_t b32 __attribute__((vector_size(32)));
@@ -113,10 +119,17 @@ static inline __m128i dot128(__m128i acc, __m128i u, __m128i a) {
 #if !GGR_VNNI && defined(__AVX2__)
 template <bool WIDE>
 static inline __m256i dot256(__m256i acc, __m256i u, __m256i a) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(acc, u, a);
+#elif GGR_DPBUSD  // the same in the encoding of AVX-512, which does not come by itself without 512-bit vectors
+    asm("%{evex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(u), "x"(a));
+    return acc;
+#else
     const __m256i ones = _mm256_set1_epi16(1);
     const __m256i pairs =
         WIDE ? _mm256_maddubs_epi16(_mm256_abs_epi8(u), _mm256_sign_epi8(a, u)) : _mm256_maddubs_epi16(u, a);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
+#endif
 }
 #endif
 

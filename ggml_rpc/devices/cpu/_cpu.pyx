@@ -12,7 +12,7 @@ cdef extern from "cpu/cpu.h" namespace "ggr" nogil:
     cdef cppclass CpuShared:
         pass
 
-    int cpu_levels(const char **names, int capacity)
+    int cpu_levels(const char **names, int capacity, bint emulated)
     CpuShared *cpu_open(int n_threads, const char *level, int64_t graph_timeout_ns, Error *)
     const char *cpu_level(const CpuShared *)
     void cpu_close(CpuShared *)
@@ -20,10 +20,17 @@ cdef extern from "cpu/cpu.h" namespace "ggr" nogil:
     void cpu_free_device(Device *)
 
 
-def levels() -> list[str]:
-    """Return the instruction-set levels that this build holds and this machine can run, best first."""
+def levels(*, bint emulated=False) -> list[str]:
+    """Return the instruction-set levels that this build holds and this machine can run, best first.
+
+    Parameters
+    ----------
+    emulated : bool
+        Instead those for tests, in which software stands for instructions that few machines have. A build has them only
+        if it was asked to.
+    """
     cdef const char *names[16]
-    cdef int n = cpu_levels(names, 16)
+    cdef int n = cpu_levels(names, 16, emulated)
     return [names[i].decode() for i in range(n)]
 
 
