@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "levels_config.h"
 
@@ -48,6 +52,23 @@ Features features_of_leaf_7(unsigned subleaf) {
 }
 [[maybe_unused]] bool runs_avxvnni() { return runs_avx2() && (features_of_leaf_7(1).eax & 1u << 4) != 0; }
 [[maybe_unused]] bool runs_avxvnni_emulated() { return runs_avx512(); }
+
+// Whether the system lets this process hold the state of tiles, 8 KiB a thread. It has to be asked, once for all
+// threads.
+[[maybe_unused]] bool tiles_permitted() {
+#if defined(__linux__)
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+[[maybe_unused]] bool runs_amx() {
+    constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8;
+    static const bool runs = runs_avx512() && (features_of_leaf_7(0).edx & ALL) == ALL && tiles_permitted();
+    return runs;
+}
+[[maybe_unused]] bool runs_amx_emulated() { return runs_avx512(); }
 #endif
 
 template <void (*Base)(OpTable&), void (*Register)(OpTable&)>

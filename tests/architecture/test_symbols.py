@@ -25,18 +25,20 @@ KERNELS = ROOT / "csrc" / "cpu" / "kernels"
 EXTENSIONS = [Path(_cpu.__file__), Path(_hash.__file__)]
 each_extension = pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda path: path.name.split(".")[0])
 # Those that hold the kernels of products only, in tests also with software for their instructions.
-PARTIAL = ("avxvnni", "avxvnni_emulated")
+PARTIAL = ("amx", "avxvnni", "amx_emulated", "avxvnni_emulated")
 PRODUCTS = {"all", "gated", "matmul", "matmul_grid", "matmul_ik", "matmul_plain", "matmul_small", "matmul_super"}
 
 # Registers that functions of some levels may use and no other function.
 WIDE = {
+    "amx": re.compile(r"%tmm"),
     "avx512": re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[1-7]\b"),
     "avx2": re.compile(r"%ymm"),
 }
-USERS = {"avx512": ("avx512",)}
+USERS = {"amx": ("amx",), "avx512": ("avx512", "amx", "amx_emulated")}
 USERS["avx2"] = (*USERS["avx512"], "avx2", "avxvnni", "avxvnni_emulated")
 # What a level is there for.
 INSTRUCTIONS = {
+    "amx": ["tdpbssd", "tileloadd", "tilestored", "ldtilecfg", "tilerelease"],
     "avxvnni": ["{vex} vpdpbusd"],
     "avxvnni_emulated": ["vpdpbusd"],
 }

@@ -140,16 +140,16 @@ static inline bool fill_grids(Engine* engine) {
     engine->few = behind_headers<R, few_quantised<Grids<R>>>;
     if constexpr (R::BELOW == 128) {
         engine->few_columns = SATURATED - 1;
-        engine->many = behind_headers<R, many<QuantPanel<WideGrids<R>>>>;
+        engine->many = behind_headers<R, many_quantised<WideGrids<R>>>;
     } else {
         engine->few_columns = FEW_QUANTISED;
-        engine->many = behind_headers<R, many<QuantPanel<Grids<R>>>>;
+        engine->many = behind_headers<R, many_quantised<Grids<R>>>;
     }
     return true;
 }
 template <class T, class R>
 static inline bool fill_behind_headers(Engine* engine) {
-    *engine = {T::FORMAT, FEW_QUANTISED, behind_headers<R, few_quantised<T>>, behind_headers<R, many<QuantPanel<T>>>};
+    *engine = {T::FORMAT, FEW_QUANTISED, behind_headers<R, few_quantised<T>>, behind_headers<R, many_quantised<T>>};
     return true;
 }
 

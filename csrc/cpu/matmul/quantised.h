@@ -3,6 +3,9 @@
 
 #include "cpu/matmul/panel.h"
 #include "cpu/matmul/stream.h"
+#if defined(GGR_AMX)
+#include "cpu/matmul/tile_quantised.h"
+#endif
 
 namespace ggr {
 namespace GGR_LEVEL {
@@ -147,7 +150,15 @@ void few_quantised(const Product& p) {
 }
 
 // Measured: with AVX-512 panels of six columns take as long as streaming four, else panels of four less.
+#if defined(GGR_AMX)
+constexpr int64_t FEW_QUANTISED = FEW_TILES;
+#else
 constexpr int64_t FEW_QUANTISED = GGR_VNNI ? 4 : 3;
+template <class T>
+void many_quantised(const Product& p) {
+    many<QuantPanel<T> >(p);
+}
+#endif
 // Streaming adds Q8_0 blocks up in the order of stock's dot product, panels do not, and a bit in the last place of q or
 // k is enough for another rounding to int8 or half further on: replayed prompts of 16 tokens are up to 1e-3 off in
 // logits with panels and none with streaming. Measured on one thread at 4096 x 4096, 8 columns take as long as in
@@ -157,7 +168,7 @@ constexpr int64_t FEW_WIDE_BLOCKS = 16;
 template <class T>
 static inline void fill_engine(Engine* engine) {
     *engine = {
-        T::FORMAT,   T::SMALL && T::WIDE ? FEW_WIDE_BLOCKS : FEW_QUANTISED, few_quantised<T>, many<QuantPanel<T>>, 1,
+        T::FORMAT,   T::SMALL && T::WIDE ? FEW_WIDE_BLOCKS : FEW_QUANTISED, few_quantised<T>, many_quantised<T>, 1,
         BLOCK_PANELS};
 }
 
