@@ -38,7 +38,7 @@ USERS = {"amx": ("amx",), "avx512": ("avx512", "amx", "amx_emulated")}
 USERS["avx2"] = (*USERS["avx512"], "avx2", "avxvnni", "avxvnni_emulated")
 # What a level is there for.
 INSTRUCTIONS = {
-    "amx": ["tdpbssd", "tileloadd", "tilestored", "ldtilecfg", "tilerelease"],
+    "amx": ["tdpbssd", "tdpbf16ps", "tileloadd", "tilestored", "ldtilecfg", "tilerelease"],
     "avxvnni": ["{vex} vpdpbusd"],
     "avxvnni_emulated": ["vpdpbusd"],
 }

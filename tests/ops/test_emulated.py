@@ -14,7 +14,7 @@ from tests.ops import test_ik, test_ik_types, test_matmul
 from tests.ops.ik_types import ROWS, SATURATING
 from tests.ops.test_matmul import weights
 from tests.ops.tolerances import nmse
-from tests.support.device import Bench
+from tests.support.device import Bench, bf16_to_f32
 
 
 @pytest.fixture(params=levels(emulated=True))
@@ -95,3 +95,14 @@ def test_special_weights(bench: Bench, rng: np.random.Generator, type_name: str)
     expected = test_matmul.on_grid(x, type_name) @ values.T
     for row in (3, 5, 6, 8):
         assert nmse(got[:, row], expected[:, row]) < test_matmul.MODEL_BOUND
+
+
+@pytest.mark.parametrize("level", [name for name in levels(emulated=True) if name.startswith("amx")], indirect=True)
+def test_tiles_take_denormals_as_zeros(bench: Bench) -> None:
+    """As the processor does: the sum of such products is zero, not what 32-bit floats would hold of it."""
+    bits = np.full((16, 32), 0x0040, np.uint16)
+    assert (bf16_to_f32(bits) > 0).all()
+    columns = bench.put(np.ones((16, 32), np.float32))
+    node = test_matmul.mul_mat(bench, bench.put_raw("BF16", (16, 32), bits.tobytes()), columns)
+    bench.run(node)
+    assert (np.asarray(bench.read(node)) == 0).all()

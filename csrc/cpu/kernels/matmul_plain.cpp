@@ -1,6 +1,9 @@
 // Product engines of F32, F16 and BF16 weights.
 #include "cpu/level.h"
 #include "cpu/matmul/plain.h"
+#if defined(GGR_AMX)
+#include "cpu/matmul/tile_plain.h"
+#endif
 
 GGR_KERNELS_BEGIN
 
@@ -10,6 +13,12 @@ constexpr int64_t FEW_PLAIN = 16;  // measured: converting panels pays from abou
 
 template <class W>
 bool fill(Engine* engine) {
+#if defined(GGR_AMX)
+    if constexpr (W::FORMAT != ACT_F32) {
+        *engine = {W::FORMAT, FEW_TILES, few_plain<W>, many_tiles<PlainTiles<W>>};
+        return true;
+    }
+#endif
     *engine = {W::FORMAT, FEW_PLAIN, few_plain<W>, many<PlainPanel<W>>, 1, BLOCK_PANELS};
     return true;
 }

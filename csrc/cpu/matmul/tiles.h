@@ -47,6 +47,11 @@ template <int C, int A, int B>
 static inline void tile_dot_bytes() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
+// The same of pairs of bf16 to f32.
+template <int C, int A, int B>
+static inline void tile_dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
 
 #else
 
@@ -113,6 +118,42 @@ static inline void tile_dot_bytes() {
             for (int n = 0; n < TILE_ROW_BYTES / 4; ++n)  // beyond the shape are zeros
                 for (int i = 0; i < 4; ++i)
                     sum[n] += (int8_t)tiles.data[A][m][4 * k + i] * (int8_t)tiles.data[B][k][4 * n + i];
+        std::memcpy(tiles.data[C][m], sum, sizeof sum);
+    }
+}
+
+// Denormals are taken and given as zeros.
+static inline float flushed(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if ((bits & 0x7f800000u) == 0) bits &= 0x80000000u;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+static inline float tile_bf16(const uint8_t* p) {
+    uint16_t half;
+    std::memcpy(&half, p, 2);
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return flushed(x);
+}
+// Elements of even and of odd k are summed apart, each product and addition rounded once.
+template <int C, int A, int B>
+static inline void tile_dot_bf16() {
+    legal_shapes<C, A, B>();
+    for (int m = 0; m < tiles.shapes.rows[C]; ++m) {
+        float sum[TILE_ROW_BYTES / 4], even[TILE_ROW_BYTES / 4] = {}, odd[TILE_ROW_BYTES / 4] = {};
+        std::memcpy(sum, tiles.data[C][m], sizeof sum);
+        for (int k = 0; k < tiles.shapes.rows[B]; ++k) {
+            const float a0 = tile_bf16(tiles.data[A][m] + 4 * k), a1 = tile_bf16(tiles.data[A][m] + 4 * k + 2);
+            for (int n = 0; n < TILE_ROW_BYTES / 4; ++n) {
+                even[n] = flushed(__builtin_fmaf(a0, tile_bf16(tiles.data[B][k] + 4 * n), even[n]));
+                odd[n] = flushed(__builtin_fmaf(a1, tile_bf16(tiles.data[B][k] + 4 * n + 2), odd[n]));
+            }
+        }
+        for (int n = 0; n < tiles.shapes.row_bytes[C] / 4; ++n)
+            sum[n] = flushed(flushed(sum[n]) + flushed(even[n] + odd[n]));
         std::memcpy(tiles.data[C][m], sum, sizeof sum);
     }
 }
