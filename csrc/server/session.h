@@ -76,9 +76,9 @@ class Session {
     // Reserve a buffer named by `handle` (not 0, not in use). False with Code::memory when it cannot be had.
     bool allocate(uint32_t device, uint64_t size, uint64_t handle, uint64_t* granted, Error* err);
     bool release(uint64_t handle, Error* err);
-    // tensor_hash: fill the region from an open file of `size` bytes; *matches tells whether its hash was the one asked
-    // for.
-    bool load(int fd, uint64_t size, bool* matches, Error* err);
+    // tensor_hash: fill the region from an open file of `size` bytes; *matches tells whether all was there and, with
+    // `verify`, whether its hash was the one asked for.
+    bool load(int fd, uint64_t size, bool verify, bool* matches, Error* err);
     // store_tensor: hash the region, and write it to an open file.
     bool hash_region(uint64_t* hash, Error* err);
     bool store(int fd, Error* err);

@@ -58,7 +58,7 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         cbool done(Error *)
         cbool allocate(uint32_t, uint64_t, uint64_t, uint64_t *, Error *)
         cbool release(uint64_t, Error *)
-        cbool load(int, uint64_t, cbool *, Error *)
+        cbool load(int, uint64_t, cbool, cbool *, Error *)
         cbool hash_region(uint64_t *, Error *)
         cbool store(int, Error *)
         uint64_t held_bytes()
@@ -292,14 +292,14 @@ cdef class Session:
         if not ok:
             raise_error(&err)
 
-    def load(self, int fd, uint64_t size) -> bool:
-        """Fill the tensor of TENSOR_HASH from a file; return whether its hash was the one asked for."""
+    def load(self, int fd, uint64_t size, *, cbool verify=True) -> bool:
+        """Fill the tensor of TENSOR_HASH from a file; return whether it was whole and its hash the one asked for."""
         cdef Error err
         cdef cbool ok, matches = False
         cdef NativeSession *native = self.open()
         memset(<void *> &err, 0, sizeof(Error))
         with nogil:
-            ok = native.load(fd, size, &matches, &err)
+            ok = native.load(fd, size, verify, &matches, &err)
         if not ok:
             raise_error(&err)
         return matches

@@ -1,0 +1,79 @@
+"""A file of the cache is hashed once, and again as soon as it may have changed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ggml_rpc.server import verified
+from ggml_rpc.server.verified import Stamp, Verified, stamp_of
+from ggml_rpc.wire._hash import fnv1a_64
+
+LONG_AGO = time.time() - 3600
+
+
+def write(folder: Path, data: bytes, age: float = 0) -> str:
+    """Write a cache file, `age` seconds before the first of an hour ago; return its name."""
+    name = f"{fnv1a_64(data):016x}"
+    (folder / name).write_bytes(data)
+    os.utime(folder / name, (LONG_AGO - age, LONG_AGO - age))
+    return name
+
+
+def stamp(folder: Path, name: str) -> Stamp:
+    fd = os.open(folder / name, os.O_RDONLY)
+    try:
+        return stamp_of(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust files at once: the time of a change of status cannot be set back."""
+    monkeypatch.setattr(verified, "SETTLED_NS", -(10**12))
+
+
+def wait_for_the_thread() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "verify":
+            thread.join(20)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_changed_file_is_not_held(tmp_path: Path) -> None:
+    name = write(tmp_path, b"a" * 100)
+    known = Verified(tmp_path)
+    before = stamp(tmp_path, name)
+    assert not known.holds(name, before)
+    known.add(name, before)
+    assert known.holds(name, before)
+    (tmp_path / name).write_bytes(b"b" * 100)
+    assert not known.holds(name, stamp(tmp_path, name))
+
+
+def test_a_file_that_changed_just_now_is_not_trusted(tmp_path: Path) -> None:
+    name = write(tmp_path, b"young")
+    known = Verified(tmp_path)
+    known.add(name, stamp(tmp_path, name))
+    assert not known.holds(name, stamp(tmp_path, name))
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_next_files_are_verified_ahead(tmp_path: Path) -> None:
+    names = [write(tmp_path, bytes([i]) * (3 << 20), age=100 - i) for i in range(5)]
+    damaged = tmp_path / names[2]
+    damaged.write_bytes(b"x" * (3 << 20))
+    os.utime(damaged, (LONG_AGO - 98, LONG_AGO - 98))
+    known = Verified(tmp_path)
+    known.look_ahead(names[0])
+    wait_for_the_thread()
+    held = [known.holds(name, stamp(tmp_path, name)) for name in names]
+    assert held == [False, True, False, False, False]
+    known.look_ahead(names[4])  # the last
+    known.look_ahead("0" * 16)  # not there
+    wait_for_the_thread()
