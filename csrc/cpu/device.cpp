@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -19,13 +20,21 @@
 
 namespace ggr {
 
+// The last reading, all of one moment.
+struct SystemMemory {
+    std::chrono::steady_clock::time_point at;
+    uint64_t available, total, resident;
+    bool valid = false;
+};
+
 struct CpuShared {
     CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns)
         : table(ops), resident_at_start(resident_bytes()), pool(n_threads, graph_timeout_ns) {}
     const OpTable* table;
     uint64_t resident_at_start;
     std::atomic<uint64_t> allocated{0};
-    std::mutex alloc_mutex;
+    std::mutex alloc_mutex, system_mutex;
+    SystemMemory system;
     Pool pool;
     Pager pager;
 };
@@ -57,17 +66,30 @@ uint64_t mapping_bytes(uint64_t size) { return (size + SLACK_BYTES + PAGE - 1) /
 
 std::vector<bool>* touched(Buffer* b) { return static_cast<std::vector<bool>*>(b->state); }
 
-void memory(Device* d, uint64_t* free_bytes, uint64_t* total_bytes) {
-    CpuShared& s = shared(d);
+// What the system says is read from files, which costs 90 us: an answer may be so old, unless memory was freed since.
+constexpr std::chrono::milliseconds SYSTEM_AGE{5};
+
+uint64_t free_memory(CpuShared& s, std::chrono::milliseconds age, uint64_t* total_bytes) {
     s.pager.drain();
-    uint64_t available;
-    system_memory(&available, total_bytes);
+    const std::lock_guard<std::mutex> lock(s.system_mutex);
+    SystemMemory& system = s.system;
+    const auto now = std::chrono::steady_clock::now();
+    if (!system.valid || now - system.at >= age) {
+        system_memory(&system.available, &system.total);
+        system.resident = resident_bytes();
+        system.at = now;
+        system.valid = true;
+    }
+    *total_bytes = system.total;
     // What was promised but never touched is not in use yet, but will be.
     const uint64_t promised = s.allocated.load() + s.pool.scratch_bytes();
-    const uint64_t resident = resident_bytes();
-    const uint64_t touched = resident - std::min(resident, s.resident_at_start);
+    const uint64_t touched = system.resident - std::min(system.resident, s.resident_at_start);
     const uint64_t untouched = promised - std::min(promised, touched) + RESERVE;
-    *free_bytes = available - std::min(available, untouched);
+    return system.available - std::min(system.available, untouched);
+}
+
+void memory(Device* d, uint64_t* free_bytes, uint64_t* total_bytes) {
+    *free_bytes = free_memory(shared(d), SYSTEM_AGE, total_bytes);
 }
 
 // Map `bytes` of memory, in huge pages from their first whole one on: a core streams weights from ordinary pages at 22
@@ -91,8 +113,8 @@ void* map_memory(uint64_t bytes) {
 bool alloc(Device* d, uint64_t size, Buffer* out, Error* err) {
     CpuShared& s = shared(d);
     const std::lock_guard<std::mutex> lock(s.alloc_mutex);
-    uint64_t free_bytes, total;
-    memory(d, &free_bytes, &total);
+    uint64_t total;
+    const uint64_t free_bytes = free_memory(s, std::chrono::milliseconds{0}, &total);
     if (size > free_bytes || mapping_bytes(size) > free_bytes)
         return err->fail(Code::memory, "ALLOC_BUFFER: %llu bytes wanted, %llu free on %s",
                          static_cast<unsigned long long>(size), static_cast<unsigned long long>(free_bytes), d->name);
@@ -115,6 +137,8 @@ void release(Device* d, Buffer* b) {
     delete touched(b);
     shared(d).pager.release(b->data, bytes);
     shared(d).allocated -= bytes;
+    const std::lock_guard<std::mutex> lock(shared(d).system_mutex);
+    shared(d).system.valid = false;
     b->data = nullptr;
 }
 

@@ -95,35 +95,35 @@ Pager::~Pager() {
         stop_ = true;
     }
     more_.notify_all();
-    if (thread_.joinable()) thread_.join();
-}
-
-bool Pager::add(const Task& task) {
-    try {
-        if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
-        tasks_.push_back(task);
-    } catch (const std::exception&) {
-        return false;
-    }
-    more_.notify_one();
-    return true;
+    if (taker_.joinable()) taker_.join();
+    if (giver_.joinable()) giver_.join();
 }
 
 void Pager::want(uint8_t* begin, uint64_t length) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    // Without a thread pages come as they are written.
-    add({begin, length, false});
+    try {
+        if (!taker_.joinable()) taker_ = std::thread([this] { take(); });
+        wanted_.push_back({begin, length});
+    } catch (const std::exception&) {
+        return;  // no thread to be had: pages come as they are written
+    }
+    more_.notify_all();
 }
 
 void Pager::release(uint8_t* begin, uint64_t length) {
     {
-        // Tasks are done in order, so what is worked on within the mapping is over by then.
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto within = [=](const Task& t) { return t.begin >= begin && t.begin < begin + length; };
-        tasks_.erase(std::remove_if(tasks_.begin(), tasks_.end(), within), tasks_.end());
-        if ((length >= CHUNK || thread_.joinable()) && add({begin, length, true})) {
-            ++releasing_;
-            return;
+        const auto within = [=](const Range& r) { return r.begin >= begin && r.begin < begin + length; };
+        wanted_.erase(std::remove_if(wanted_.begin(), wanted_.end(), within), wanted_.end());
+        try {
+            if (length >= CHUNK) {
+                if (!giver_.joinable()) giver_ = std::thread([this] { give(); });
+                released_.push_back({begin, length});
+                more_.notify_all();
+                return;
+            }
+        } catch (const std::exception&) {
+            // No thread to be had: here and now, then.
         }
     }
     munmap(begin, length);
@@ -131,29 +131,45 @@ void Pager::release(uint8_t* begin, uint64_t length) {
 
 void Pager::drain() {
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return releasing_ == 0; });
+    done_.wait(lock, [this] { return released_.empty() && !releasing_; });
 }
 
-void Pager::run() {
-    // Whoever receives or computes comes first. Of Linux's threads each has a priority of its own; 0 is the caller.
+void Pager::take() {
+    // Whoever receives or computes comes first; of Linux's threads each has a priority of its own. The kernel holds a
+    // lock of the whole process's memory within a call, so only a little at a time (0.1 ms).
+    constexpr uint64_t PIECE = uint64_t{256} << 10;
     setpriority(PRIO_PROCESS, 0, 19);
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-        more_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
-        if (tasks_.empty()) return;
-        const Task task = tasks_.front();
-        tasks_.pop_front();
+        more_.wait(lock, [this] { return stop_ || !wanted_.empty(); });
+        if (stop_) return;
+        Range& next = wanted_.front();
+        const Range piece = {next.begin, std::min(next.length, PIECE)};
+        next.begin += piece.length;
+        next.length -= piece.length;
+        if (next.length == 0) wanted_.pop_front();
         lock.unlock();
-        if (task.last) {
-            munmap(task.begin, task.length);
-        } else {
 #ifdef MADV_POPULATE_WRITE
-            // Linux before 5.14 refuses: pages come as they are written, then.
-            madvise(task.begin, task.length, MADV_POPULATE_WRITE);
+        // Linux before 5.14 refuses: pages come as they are written, then. What was unmapped meanwhile is refused too.
+        madvise(piece.begin, piece.length, MADV_POPULATE_WRITE);
 #endif
-        }
         lock.lock();
-        if (task.last && --releasing_ == 0) done_.notify_all();
+    }
+}
+
+void Pager::give() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+        more_.wait(lock, [this] { return stop_ || !released_.empty(); });
+        if (released_.empty()) return;
+        const Range range = released_.front();
+        released_.pop_front();
+        releasing_ = true;
+        lock.unlock();
+        munmap(range.begin, range.length);
+        lock.lock();
+        releasing_ = false;
+        done_.notify_all();
     }
 }
 

@@ -14,12 +14,12 @@ void system_memory(uint64_t* available, uint64_t* total);
 // Bytes of this process's anonymous memory that are in RAM.
 uint64_t resident_bytes();
 
-// Takes pages from the system before they are written and gives them back after the last use, in a thread of its own,
-// which begins when it is first needed. One fault a page costs the thread that receives half a second a GB, and giving
-// a GB back makes who frees it wait for a tenth.
+// Takes pages from the system before they are written and gives them back after the last use, in threads that begin
+// when they are needed. One fault a page costs the thread that receives half a second a GB, and giving a GB back makes
+// who frees it wait for a tenth.
 class Pager {
   public:
-    // What is asked for at once; nobody waits longer than for one.
+    // What is asked for at once.
     static constexpr uint64_t CHUNK = uint64_t{4} << 20;
 
     ~Pager();
@@ -31,20 +31,19 @@ class Pager {
     void drain();
 
   private:
-    struct Task {
+    struct Range {
         uint8_t* begin;
         uint64_t length;
-        bool last;  // release, not take
     };
-    bool add(const Task& task);
-    void run();
+    void take();
+    void give();
 
     std::mutex mutex_;
     std::condition_variable more_, done_;
-    std::deque<Task> tasks_;
-    int releasing_ = 0;
+    std::deque<Range> wanted_, released_;
+    bool releasing_ = false;  // a mapping that is in the list no longer is still there
     bool stop_ = false;
-    std::thread thread_;
+    std::thread taker_, giver_;
 };
 
 }  // namespace ggr
