@@ -31,7 +31,8 @@ from ggml_rpc.wire._hash import fnv1a_64, fnv1a_64_many
 
 from .machine import describe
 from .models import NAMES, model
-from .run import client_events, opponent
+from .opponents import best_level, opponent
+from .run import client_events
 
 CASES = (
     ("cold", ("sink", "ours", "stock")),
@@ -107,11 +108,12 @@ def start_servers(stack: ExitStack, protocol: str, stock_command: Sequence[str],
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write the JSON file."""
-    protocol, stock_command, description = opponent(args.opponent)
     path = model(args.model)
     turns: dict[str, list[float]] = {}
     with terminable(), ExitStack() as stack:
-        servers = start_servers(stack, protocol, stock_command, args.threads)
+        other = stack.enter_context(opponent(args.opponent, best_level()))
+        protocol, description = other.protocol, other.description
+        servers = start_servers(stack, protocol, other.server, args.threads)
         for case, labels in CASES:
             if case in args.cases:
                 turns |= stock_loads(protocol, path, {label: servers[label] for label in labels}, args.repeats)
