@@ -85,7 +85,9 @@ GraphPtr allocate(uint32_t n_tensors, uint32_t n_nodes, Error* err) {
 class Parser {
   public:
     Parser(const DialectTable& dialect, const BufferLookup& lookup, Device* device, IdMap* map, Error* err)
-        : dialect_(dialect), lookup_(lookup), device_(device), map_(map), err_(err) {}
+        : dialect_(dialect), lookup_(lookup), device_(device), map_(map), err_(err) {
+        for (int32_t i = 0; i < dialect.n_enum_params; ++i) enum_params_[dialect.enum_params[i].op] |= uint32_t{1} << i;
+    }
 
     bool tensors(Graph* g, const uint8_t* records);
     bool nodes(Graph* g, const uint8_t* ids, uint32_t n);
@@ -101,6 +103,8 @@ class Parser {
     Device* device_;
     IdMap* map_;
     Error* err_;
+    static_assert(MAX_ENUM_PARAMS <= 32, "a bit each");
+    uint32_t enum_params_[OP_COUNT_] = {};  // of each op: which of the dialect's enum_params are its
 };
 
 bool Parser::op_numbers(const WireTensor& w, Tensor* t) {
@@ -115,9 +119,8 @@ bool Parser::op_numbers(const WireTensor& w, Tensor* t) {
     t->op = op;
     std::memcpy(t->params, w.params, sizeof t->params);
     // Values of enumerations are numbered by the dialect too.
-    for (int32_t i = 0; i < dialect_.n_enum_params; ++i) {
-        const EnumParam& p = dialect_.enum_params[i];
-        if (p.op != op) continue;
+    for (uint32_t left = enum_params_[op]; left != 0; left &= left - 1) {
+        const EnumParam& p = dialect_.enum_params[__builtin_ctz(left)];
         const uint32_t word = static_cast<uint32_t>(w.params[p.word]), wire = word & p.mask;
         int32_t value = wire <= MAX_ENUM_VALUE ? dialect_.enum_of[p.table][wire] : -1;
         // Precisions and hints never decide what is right: one that is not known counts as none.

@@ -152,10 +152,6 @@ bool Session::graph_compute(Error* err) {
     }
     if (!compile(device, graph, &stored, err)) return false;
     const bool keyed = dialect_->graph_cache_max > 0 && uid != 0;
-    if (keyed || dialect_->recompute_offsets >= 0) {
-        stored.packed = pack_payload(payload_, static_cast<size_t>(dialect_->tensor.bytes));
-        packed_bytes_ += stored.packed.size();
-    }
     Line* l = line(device, err);
     Stored* kept = nullptr;
     if (l != nullptr) {
@@ -184,12 +180,18 @@ bool Session::graph_compute(Error* err) {
         return false;
     }
     *kept = std::move(stored);
+    ++stats_.graphs;
+    if (!submit(device, kept, err)) return false;
+    // Packing takes as long as all that came before: the graph runs meanwhile.
+    if (keyed || dialect_->recompute_offsets >= 0) {
+        kept->packed = pack_payload(payload_, static_cast<size_t>(dialect_->tensor.bytes));
+        packed_bytes_ += kept->packed.size();
+    }
     if (packed_bytes_ > config_.max_stored_graph_bytes)
         return err->fail(Code::session,
                          "GRAPH_COMPUTE: the session's stored graphs take %" PRIu64 " bytes, the limit is %" PRIu64,
                          packed_bytes_, config_.max_stored_graph_bytes);
-    ++stats_.graphs;
-    if (!submit(device, kept, err) || !shrink(kept, err)) return false;
+    if (!shrink(kept, err)) return false;
     if (!dialect_->graph_status) return true;
     // The answer is about the run: it waits for it. A run that fails ends the connection like any other.
     const uint8_t success = 0;
