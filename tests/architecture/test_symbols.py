@@ -56,7 +56,7 @@ def built_objects() -> list[tuple[str, Path]]:
     for tree in trees:
         folders = [f for kind in ("kernels", "hash") for f in tree.glob(f"CMakeFiles/ggr_{kind}_*.dir")]
         for folder in sorted(folders):
-            level = folder.name.removesuffix(".dir").rsplit("_", 1)[1]
+            level = folder.name.removesuffix(".dir").split("_", 2)[2]
             objects = sorted(folder.rglob("*.cpp.o"))
             found += [
                 (level, o)
