@@ -96,7 +96,7 @@ static void decoded_panel(const Product& p, int64_t row, int64_t group, DecodeRo
                 for (int j = 0; j < VL; ++j) vstore(panel + (i + j) * PANEL_ROWS + v * VL, x[j]);
             }
         for (int64_t c = 0; c < padded; c += FLOAT_COLUMNS)
-            multiply_floats(panel, k0, n, columns + c, tile + c * PANEL_ROWS, k0 > 0);
+            multiply_floats<FLOAT_COLUMNS>(panel, k0, n, columns + c, tile + c * PANEL_ROWS, k0 > 0);
     }
     for (int64_t c = 0; c < p.n_columns; ++c)
         for (int64_t r = 0; r < n_rows; ++r) p.out[c][row + r] = tile[c * PANEL_ROWS + r];

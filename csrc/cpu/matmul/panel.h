@@ -25,15 +25,19 @@ typedef __m128i pv;
 #endif
 // Sums of neighbours in 16 bits.
 static inline pv pair_products(bl u, vi a) { return GGR_PAIRS(maddubs_epi16, (pv)u, (pv)a); }
-static inline pv add_pairs(pv x, pv y) {
-    x = GGR_PAIRS(add_epi16, x, y);
-    __asm__("" : "+x"(x));  // or GCC adds in a tree, which needs three times the registers
-    return x;
-}
+static inline pv add_pairs(pv x, pv y) { return GGR_PAIRS(add_epi16, x, y); }
 static inline vi multiply_lanes(pv x, vi y) { return (vi)GGR_PAIRS(madd_epi16, x, (pv)y); }
 #else
 constexpr bool PAIRS = false;
 #endif
+
+// Keep GCC from adding integers in a tree, which takes three times the registers.
+template <class V>
+static inline void in_order([[maybe_unused]] V& sum) {
+#if defined(__x86_64__)
+    __asm__("" : "+x"(sum));
+#endif
+}
 
 // acc + products of two int16 in each lane.
 static inline vi dot_short_lanes(vi acc, vi x, vi y) {
@@ -192,7 +196,8 @@ struct QuantPanel {
         }
     }
 
-    using Sums = vi[PANEL_VECTORS][COLUMNS];
+    template <int C>
+    using Sums = vi[PANEL_VECTORS][C];
 
     // What the zero point takes from a sum of the sub-block `sub`. The records of small blocks have sums of 32 only.
     static inline vi start_of(const uint8_t* column, const ColumnLayout& l, int64_t k, int64_t sub) {
@@ -209,28 +214,30 @@ struct QuantPanel {
 
 #if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
     // Add the dot products of SUB elements, times `scales` (pairs of int16) where these are integers.
+    template <int C>
     static inline void add_dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k,
-                                const vi scales[PANEL_VECTORS], Sums& acc) {
+                                const vi scales[PANEL_VECTORS], Sums<C>& acc) {
 #pragma GCC unroll 4
         for (int begin = 0; begin < FOURS; begin += RUN) {
-            pv sum[PANEL_VECTORS][COLUMNS];
+            pv sum[PANEL_VECTORS][C];
 #pragma GCC unroll 8
             for (int i = begin; i < begin + RUN; ++i) {
                 bl w[PANEL_VECTORS];
 #pragma GCC unroll 2
                 for (int v = 0; v < PANEL_VECTORS; ++v) w[v] = vread<bl>(fours + (i * PANEL_VECTORS + v) * VL * 4);
 #pragma GCC unroll 8
-                for (int c = 0; c < COLUMNS; ++c) {
+                for (int c = 0; c < C; ++c) {
                     const vi a = load_four(reinterpret_cast<const int8_t*>(columns[c] + k + 4 * i));
 #pragma GCC unroll 2
                     for (int v = 0; v < PANEL_VECTORS; ++v) {
                         const pv pairs = pair_products(w[v], a);
                         sum[v][c] = i == begin ? pairs : add_pairs(sum[v][c], pairs);
+                        in_order(sum[v][c]);
                     }
                 }
             }
 #pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c)
+            for (int c = 0; c < C; ++c)
 #pragma GCC unroll 2
                 for (int v = 0; v < PANEL_VECTORS; ++v) acc[v][c] += multiply_lanes(sum[v][c], scales[v]);
         }
@@ -238,12 +245,13 @@ struct QuantPanel {
 #endif
 
     // Dot products of SUB elements onto acc.
-    static inline void dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k, Sums& acc) {
+    template <int C>
+    static inline void dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k, Sums<C>& acc) {
 #if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
         if constexpr (!T::WIDE) {
             vi ones[PANEL_VECTORS];
             for (int v = 0; v < PANEL_VECTORS; ++v) ones[v] = vi{} + 0x10001;
-            add_dots(fours, columns, k, ones, acc);
+            add_dots<C>(fours, columns, k, ones, acc);
             return;
         }
 #endif
@@ -253,10 +261,13 @@ struct QuantPanel {
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; ++v) w[v] = vread<bl>(fours + (i * PANEL_VECTORS + v) * VL * 4);
 #pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c) {
+            for (int c = 0; c < C; ++c) {
                 const vi a = load_four(reinterpret_cast<const int8_t*>(columns[c] + k + 4 * i));
 #pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; ++v) acc[v][c] = dot_lanes<T::WIDE>(acc[v][c], w[v], a);
+                for (int v = 0; v < PANEL_VECTORS; ++v) {
+                    acc[v][c] = dot_lanes<T::WIDE>(acc[v][c], w[v], a);
+                    if (PAIRS) in_order(acc[v][c]);
+                }
             }
         }
     }
@@ -270,17 +281,18 @@ struct QuantPanel {
         return load_four(reinterpret_cast<const int8_t*>(column + offset + 4 * index));
     }
 
+    template <int C>
     static void multiply(uint8_t* panel, int64_t k0, int64_t n, const uint8_t* const* columns, const ColumnLayout& l,
                          float* tile, bool add) {
         constexpr int64_t SPAN = T::SMALL ? STEP : GROUP;  // elements that are summed in registers
         for (int64_t g = 0; g < n; g += SPAN) {
-            vf sum[PANEL_VECTORS][COLUMNS];
+            vf sum[PANEL_VECTORS][C];
             if constexpr (SHORT_SCALES)
-                sum_integers(panel, k0, g, columns, l, sum);
+                sum_integers<C>(panel, k0, g, columns, l, sum);
             else
-                sum_floats(panel, k0, g, g + SPAN < n ? g + SPAN : n, columns, l, sum);
+                sum_floats<C>(panel, k0, g, g + SPAN < n ? g + SPAN : n, columns, l, sum);
 #pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c)
+            for (int c = 0; c < C; ++c)
 #pragma GCC unroll 2
                 for (int v = 0; v < PANEL_VECTORS; ++v) {
                     float* to = tile + c * PANEL_ROWS + v * VL;
@@ -292,36 +304,38 @@ struct QuantPanel {
     }
 
     // The next tile's columns are not where the processor's own prefetching looks: each is 512 bytes of its own page.
+    template <int C>
     static inline void prefetch_columns(const uint8_t* const* columns, int64_t k) {
 #pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c) __builtin_prefetch(columns[COLUMNS + c] + k, 0, 3);
+        for (int c = 0; c < C; ++c) __builtin_prefetch(columns[C + c] + k, 0, 3);
     }
 
+    template <int C>
     static inline void sum_floats(uint8_t* panel, int64_t k0, int64_t begin, int64_t end, const uint8_t* const* columns,
-                                  const ColumnLayout& l, vf sum[PANEL_VECTORS][COLUMNS]) {
+                                  const ColumnLayout& l, vf sum[PANEL_VECTORS][C]) {
 #pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; ++c)
+        for (int c = 0; c < C; ++c)
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] = vf{};
         for (int64_t i = begin; i < end; i += T::SUB) {
             const int64_t group = i / GROUP, sub = (k0 + i) / T::SUB;
             const int within = (int)(i % GROUP) / T::SUB;
-            if (i % 64 == 0) prefetch_columns(columns, k0 + i);
-            Sums acc;
+            if (i % 64 == 0) prefetch_columns<C>(columns, k0 + i);
+            Sums<C> acc;
 #pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c) {
+            for (int c = 0; c < C; ++c) {
                 const vi start = start_of(columns[c], l, k0 + i, sub);
 #pragma GCC unroll 2
                 for (int v = 0; v < PANEL_VECTORS; ++v) acc[v][c] = start;
             }
-            dots(panel + i * PANEL_ROWS, columns, k0 + i, acc);
+            dots<C>(panel + i * PANEL_ROWS, columns, k0 + i, acc);
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; ++v) {
                 const vf s = vread<vf>(factor(panel, group, within, v));
                 vf m = {};
                 if (T::MINIMUM && !T::INTEGER) m = vread<vf>(factor(panel, group, SUBS + within, v));
 #pragma GCC unroll 8
-                for (int c = 0; c < COLUMNS; ++c) {
+                for (int c = 0; c < C; ++c) {
                     vf x = to_float(acc[v][c]) * s;
                     if (T::SMALL) x *= element(columns[c], l.scale, (k0 + i) / QK);
                     sum[v][c] += x;
@@ -335,7 +349,7 @@ struct QuantPanel {
                 const vf d = vread<vf>(factor(panel, begin / GROUP, D, v));
                 const vf dmin = vread<vf>(factor(panel, begin / GROUP, D + 1, v));
 #pragma GCC unroll 8
-                for (int c = 0; c < COLUMNS; ++c) {
+                for (int c = 0; c < C; ++c) {
                     sum[v][c] *= d;
                     if (MINIMA == 0) continue;
                     sum[v][c] -= to_float(minima(panel, begin / GROUP, v, columns[c], l, k0 + begin)) * dmin;
@@ -355,24 +369,25 @@ struct QuantPanel {
         return sum;
     }
 
+    template <int C>
     static inline void sum_integers(uint8_t* panel, int64_t k0, int64_t begin, const uint8_t* const* columns,
-                                    const ColumnLayout& l, vf sum[PANEL_VECTORS][COLUMNS]) {
+                                    const ColumnLayout& l, vf sum[PANEL_VECTORS][C]) {
 #if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
         const int64_t group = begin / GROUP;
-        Sums acc = {};
+        Sums<C> acc = {};
 #pragma GCC unroll 1
         for (int i = 0; i < GROUP; i += T::SUB) {
-            if (i % 64 == 0) prefetch_columns(columns, k0 + begin + i);
+            if (i % 64 == 0) prefetch_columns<C>(columns, k0 + begin + i);
             vi scales[PANEL_VECTORS];
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; ++v) scales[v] = vread<vi>(factor(panel, group, i / T::SUB, v));
-            add_dots(panel + (begin + i) * PANEL_ROWS, columns, k0 + begin + i, scales, acc);
+            add_dots<C>(panel + (begin + i) * PANEL_ROWS, columns, k0 + begin + i, scales, acc);
         }
 #pragma GCC unroll 2
         for (int v = 0; v < PANEL_VECTORS; ++v) {
             const vf d = vread<vf>(factor(panel, group, D, v)), dmin = vread<vf>(factor(panel, group, D + 1, v));
 #pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; ++c) {
+            for (int c = 0; c < C; ++c) {
                 sum[v][c] = to_float(acc[v][c]) * d;
                 if (MINIMA == 0) continue;
                 sum[v][c] -= to_float(minima(panel, group, v, columns[c], l, k0 + begin)) * dmin;

@@ -137,9 +137,10 @@ struct PlainPanel {
         }
     }
 
+    template <int C>
     static void multiply(uint8_t* panel, int64_t k0, int64_t n, const uint8_t* const* columns, const ColumnLayout&,
                          float* tile, bool add) {
-        multiply_floats(reinterpret_cast<const float*>(panel), k0, n, columns, tile, add);
+        multiply_floats<C>(reinterpret_cast<const float*>(panel), k0, n, columns, tile, add);
     }
 };
 

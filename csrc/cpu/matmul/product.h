@@ -49,6 +49,7 @@ constexpr int PANEL_VECTORS = 2, QUANT_COLUMNS = 4, FLOAT_COLUMNS = 6;
 #else
 constexpr int PANEL_VECTORS = 2, QUANT_COLUMNS = 2, FLOAT_COLUMNS = 4;
 #endif
+constexpr int NARROW = QUANT_COLUMNS < 4 ? QUANT_COLUMNS : 4;  // columns of the tiles that make up a rest
 constexpr int PANEL_ROWS = PANEL_VECTORS * VL;
 constexpr int64_t MAX_COLUMNS = 512;  // of a panel product: its results wait in 64 KiB (AVX-512) of the L2 cache
 // Panels that meet a slice of the columns while the second-level cache has it: their results take 256 KiB of it beside
@@ -107,14 +108,28 @@ static inline void transpose_square(V x[VL]) {
     exchange<1>(x);
 }
 
-// A slice of a panel of floats with FLOAT_COLUMNS columns. Floor: one fused multiply-add for VL rows by one of k by a
+// Columns in tiles of `columns` (6, 4 or 2), and those behind them in tiles of NARROW: as few too many as can be.
+struct Tiles {
+    int64_t wide, narrow;
+};
+static inline Tiles tiles_of(int64_t n, int columns) {
+    if (columns == NARROW) return {(n + NARROW - 1) / NARROW * NARROW, 0};
+    const int64_t narrow = n % columns == 0 || n % columns == 5 ? 0 : n > 6 && n % columns <= 2 ? 2 * NARROW : NARROW;
+    return {narrow == 0  ? (n + columns - 1) / columns * columns
+            : n < narrow ? 0
+                         : (n - narrow + columns - 1) / columns * columns,
+            narrow};
+}
+
+// A slice of a panel of floats with C columns. Floor: one fused multiply-add for VL rows by one of k by a
 // column.
+template <int C>
 static inline void multiply_floats(const float* panel, int64_t k0, int64_t n, const uint8_t* const* columns,
                                    float* tile, bool add) {
-    const float* a[FLOAT_COLUMNS];
-    vf sum[PANEL_VECTORS][FLOAT_COLUMNS];
+    const float* a[C];
+    vf sum[PANEL_VECTORS][C];
 #pragma GCC unroll 8
-    for (int c = 0; c < FLOAT_COLUMNS; ++c) {
+    for (int c = 0; c < C; ++c) {
         a[c] = reinterpret_cast<const float*>(columns[c]) + k0;
 #pragma GCC unroll 2
         for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] = add ? vload(tile + c * PANEL_ROWS + v * VL) : vf{};
@@ -124,24 +139,25 @@ static inline void multiply_floats(const float* panel, int64_t k0, int64_t n, co
 #pragma GCC unroll 2
         for (int v = 0; v < PANEL_VECTORS; ++v) x[v] = vload(panel + i * PANEL_ROWS + v * VL);
 #pragma GCC unroll 8
-        for (int c = 0; c < FLOAT_COLUMNS; ++c)
+        for (int c = 0; c < C; ++c)
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; ++v) sum[v][c] += x[v] * a[c][i];
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < FLOAT_COLUMNS; ++c)
+    for (int c = 0; c < C; ++c)
 #pragma GCC unroll 2
         for (int v = 0; v < PANEL_VECTORS; ++v) vstore(tile + c * PANEL_ROWS + v * VL, sum[v][c]);
 }
 
 // The loop that all panel products share. P: STEP elements of k at a time,
 //   pack(p, k0, n, panel)                              a slice of the panel
-//   multiply(panel, k0, n, columns, layout, tile, add)  COLUMNS columns with it; to the tile, or onto it
+//   multiply<C>(panel, k0, n, columns, layout, tile, add)  C columns with it; to the tile, or onto it
 template <class P>
 void many(const Product& p) {
     uint8_t* panel = p.local + BLOCK_PANELS * TILE_BYTES;
     const uint8_t** columns = reinterpret_cast<const uint8_t**>(panel + PANEL_BYTES + FACTOR_BYTES + ROWS_BYTES);
-    const int64_t padded = (p.n_columns + P::COLUMNS - 1) / P::COLUMNS * P::COLUMNS;
+    const Tiles tiles = tiles_of(p.n_columns, P::COLUMNS);
+    const int64_t padded = tiles.wide + tiles.narrow;
     for (int64_t c = 0; c < padded; ++c) columns[c] = p.columns[c < p.n_columns ? c : p.n_columns - 1];
     for (int64_t c = 0; c < P::COLUMNS; ++c) columns[padded + c] = columns[padded - 1];
     const ColumnLayout layout = column_layout(P::FORMAT, p.k);
@@ -153,8 +169,11 @@ void many(const Product& p) {
             part.weights = p.weights + row * p.row_bytes;
             part.n_rows = p.n_rows - row < PANEL_ROWS ? p.n_rows - row : PANEL_ROWS;
             P::pack(part, k0, n, panel);
-            for (int64_t c = 0; c < padded; c += P::COLUMNS)
-                P::multiply(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
+            int64_t c = 0;
+            for (; c < tiles.wide; c += P::COLUMNS)
+                P::template multiply<P::COLUMNS>(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
+            for (; c < padded; c += NARROW)
+                P::template multiply<NARROW>(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
         }
     }
     const float* tile = reinterpret_cast<const float*>(p.local);
