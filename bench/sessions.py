@@ -1,8 +1,8 @@
 """Measure several clients at once, and one beside a busy process: ``python -m bench.sessions``.
 
-Stock clients decode on one server of ours and on a stock one. The clients are processes that are stopped and continued, so
-that the setups (one client alone, all at once, one beside a busy loop) take turns on the same connections: A B C A B C.
-Speed is what the clients saw, over rounds of tokens that lie within a turn.
+Stock clients decode on one server of ours and on a stock one. The clients are processes that are stopped and continued,
+so that the setups (one client alone, all at once, one beside a busy loop) take turns on the same connections: A B C A B
+C. Speed is what the clients saw, over rounds of tokens that lie within a turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,7 @@ def ended(process: Process) -> Iterator[Process]:
         process.end()
 
 
-def measure(
-    server: ServerProcess, peer: Peer, path: Path, args: argparse.Namespace, report: Callable[[str, float], None]
-) -> dict[str, list[float]]:
+def measure(server: ServerProcess, peer: Peer, path: Path, args: argparse.Namespace) -> dict[str, list[float]]:
     """Let the setups take turns on one server; return tokens a second of all clients together."""
     turns: dict[str, list[float]] = {ALONE: [], TOGETHER: [], BESIDE: []}
     with ExitStack() as stack:
@@ -109,7 +107,7 @@ def measure(
             clients[-1].wait()
             clients[-1].let(False)
         for _ in range(args.repeats):
-            for name in turns:
+            for name, speeds in turns.items():
                 running = clients if name == TOGETHER else clients[:1]
                 for client in running:
                     client.let(True)
@@ -119,8 +117,7 @@ def measure(
                 speed = sum(client.speed(begin, time.monotonic()) for client in running)
                 for process in (*running, busy):
                     process.let(False)
-                turns[name].append(speed)
-                report(name, speed)
+                speeds.append(speed)
     return turns
 
 
@@ -135,13 +132,14 @@ def run(args: argparse.Namespace) -> None:
         record["models"][name] = {}
         for label in labels:
             with ServerProcess(own if label == OURS else stock_command, ["-t", str(args.threads)]) as server:
-                turns = measure(server, peer, model(name), args, lambda *_: None)
+                turns = measure(server, peer, model(name), args)
             medians = {setup: statistics.median(values) for setup, values in turns.items()}
             together, beside = medians[TOGETHER] / medians[ALONE], medians[BESIDE] / medians[ALONE]
             record["models"][name][label] = {"turns": turns, "median": medians}
             print(
-                f"{name:16} {label:5}  1 client {medians[ALONE]:6.1f} t/s   {args.clients} clients {medians[TOGETHER]:6.1f}"
-                f" t/s ({together:5.2f} of one)   beside a busy process {medians[BESIDE]:6.1f} t/s ({beside:5.2f} of idle)",
+                f"{name:16} {label:5}  1 client {medians[ALONE]:6.1f} t/s   {args.clients} clients"
+                f" {medians[TOGETHER]:6.1f} t/s ({together:5.2f} of one)   beside a busy process"
+                f" {medians[BESIDE]:6.1f} t/s ({beside:5.2f} of idle)",
                 flush=True,
             )
     print(f"wanted of ours: together >= {1 - LOST_LIMIT:.2f} of one, beside a busy process >= {BUSY_LIMIT:.2f} of idle")
@@ -153,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.sessions", description=__doc__)
-    parser.add_argument("models", nargs="*", default=("gemma", "tinyllama-Q4_0"), help=f"of {', '.join(NAMES)}, or GGUF")
+    parser.add_argument("models", nargs="*", default=("gemma", "tinyllama-Q4_0"), help=f"of {', '.join(NAMES)}")
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each server")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each setup")
