@@ -123,6 +123,25 @@ TARGET("avx2") static double int8_avx2(const void* memory) {
     return 12.0 * 32 * kRounds;
 }
 
+#if __GNUC__ >= 11 || __clang_major__ >= 12
+#define HAS_AVXVNNI 1
+TARGET("avx2,avxvnni") static double int8_avxvnni(const void* memory) {
+    (void)memory;
+    __m256i x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(5), s[12];
+    for (int i = 0; i < 12; i++) s[i] = _mm256_setzero_si256();
+    for (int i = 0; i < kRounds; i++) {
+        KEEP(x);
+        KEEP(y);
+#define STEP(k) s[k] = _mm256_dpbusd_avx_epi32(s[k], x, y);
+        SUMS(STEP)
+#undef STEP
+    }
+    for (int i = 1; i < 12; i++) s[0] = _mm256_xor_si256(s[0], s[i]);
+    g_sink_bits = (uint64_t)_mm256_extract_epi64(s[0], 0);
+    return 12.0 * 32 * kRounds;
+}
+#endif
+
 TARGET("avx512f") static double f32_avx512(const void* memory) {
     (void)memory;
     __m512 x = _mm512_set1_ps(1e-8F), y = _mm512_set1_ps(0.5F), s[12];
@@ -270,6 +289,9 @@ static Work find(const char* kind, const char* level) {
         {"int8", "avx512", "avx512_vnni", int8_avx512}, {"int8", "avx2", "avx2", int8_avx2},
         {"f32", "avx512", "avx512f", f32_avx512},       {"f32", "avx2", "fma", f32_avx2},
         {"bf16", "avx512", "avx512_bf16", bf16_avx512},
+#ifdef HAS_AVXVNNI
+        {"int8", "avxvnni", "avx_vnni", int8_avxvnni},  {"f32", "avxvnni", "fma", f32_avx2},
+#endif
 #ifdef HAS_AMX
         {"int8", "amx", "amx_int8", int8_amx},          {"bf16", "amx", "amx_bf16", bf16_amx},
 #endif

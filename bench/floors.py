@@ -52,7 +52,7 @@ def measure(questions: Sequence[Question]) -> list[float]:
     Parameters
     ----------
     questions : sequence of (str, str, int)
-        Kind (``memory``, ``int8``, ``f32``, ``bf16``), level (``any``, ``avx2``, ``avx512``, ``amx``) and threads.
+        Kind (``memory``, ``int8``, ``f32``, ``bf16``), level (``any`` or one of ours but ``baseline``) and threads.
     """
     path = program()
     if path is None:
@@ -74,7 +74,7 @@ def main() -> None:
     """Print the floors of this machine."""
     cores = len(os.sched_getaffinity(0))
     questions: list[Question] = [("memory", "any", threads) for threads in sorted({1, cores})]
-    questions += [(kind, level, cores) for kind in UNITS for level in ("amx", "avx512", "avx2")]
+    questions += [(kind, level, cores) for kind in UNITS for level in ("amx", "avx512", "avxvnni", "avx2")]
     for (kind, level, threads), value in zip(questions, measure(questions), strict=True):
         if value:
             unit = "GB/s" if kind == "memory" else "GMAC/s"

@@ -132,6 +132,21 @@ def _ik(folder: Path, libraries: Path | None) -> Opponent:
     return Opponent("ik", native.IK_PROTOCOL, description, [str(folder / "server")], client)
 
 
+def _llama(choice: str, level: str) -> Opponent:
+    libraries = native.find_native()
+    if choice == "native" and libraries is None:
+        raise PeerError("no native stock server here: build it with `python -m bench.native`")
+    if libraries is not None and (choice == "native" or (choice == "auto" and level == levels()[0])):
+        return _stock("native", native.PROTOCOL, libraries)
+    return _stock("wheel", "8.0", None)
+
+
+def stock_server(choice: str) -> tuple[str, list[str], str]:
+    """Return protocol, argv prefix and description of a stock server: ``native``, ``wheel`` or ``auto``."""
+    found = _llama(choice, best_level())
+    return found.protocol, found.server, found.description
+
+
 @contextmanager
 def opponent(choice: str, level: str) -> Iterator[Opponent]:
     """Provide an opponent.
@@ -149,21 +164,15 @@ def opponent(choice: str, level: str) -> Iterator[Opponent]:
     PeerError
         If it is not here.
     """
-    best = level == levels()[0]
     if choice == "ik":
+        best = level == levels()[0]
         libraries = native.find_native("ik") if best else None
         if best and libraries is None:
             print("bench: no native ik_llama.cpp here, the AVX2 build takes its place: python -m bench.native ik")
         with tempfile.TemporaryDirectory(prefix="bench-ik-") as folder:
             yield _ik(Path(folder), libraries)
         return
-    libraries = native.find_native()
-    if choice == "native" and libraries is None:
-        raise PeerError("no native stock server here: build it with `python -m bench.native`")
-    if libraries is not None and (choice == "native" or (choice == "auto" and best)):
-        yield _stock("native", native.PROTOCOL, libraries)
-    else:
-        yield _stock("wheel", "8.0", None)
+    yield _llama(choice, level)
 
 
 @contextmanager
