@@ -14,7 +14,7 @@ namespace ggr {
 namespace GGR_LEVEL {
 namespace {
 
-#if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
+#if !GGR_DPBUSD && defined(__SSSE3__)
 constexpr bool PAIRS = true;
 #if defined(__AVX2__)
 typedef __m256i pv;
@@ -43,8 +43,10 @@ static inline void in_order([[maybe_unused]] V& sum) {
 static inline vi dot_short_lanes(vi acc, vi x, vi y) {
 #if GGR_VNNI
     return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)y);
-#elif defined(__SSSE3__) && !defined(__AVXVNNI__)
-    return acc + multiply_lanes((pv)x, y);
+#elif defined(__AVX2__)
+    return acc + (vi)_mm256_madd_epi16((__m256i)x, (__m256i)y);
+#elif defined(__SSSE3__)
+    return acc + (vi)_mm_madd_epi16((__m128i)x, (__m128i)y);
 #else
     return acc + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
@@ -212,7 +214,7 @@ struct QuantPanel {
         return start;
     }
 
-#if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
+#if !GGR_DPBUSD && defined(__SSSE3__)
     // Add the dot products of SUB elements, times `scales` (pairs of int16) where these are integers.
     template <int C>
     static inline void add_dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k,
@@ -247,7 +249,7 @@ struct QuantPanel {
     // Dot products of SUB elements onto acc.
     template <int C>
     static inline void dots(const uint8_t* fours, const uint8_t* const* columns, int64_t k, Sums<C>& acc) {
-#if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
+#if !GGR_DPBUSD && defined(__SSSE3__)
         if constexpr (!T::WIDE) {
             vi ones[PANEL_VECTORS];
             for (int v = 0; v < PANEL_VECTORS; ++v) ones[v] = vi{} + 0x10001;
@@ -372,7 +374,7 @@ struct QuantPanel {
     template <int C>
     static inline void sum_integers(uint8_t* panel, int64_t k0, int64_t begin, const uint8_t* const* columns,
                                     const ColumnLayout& l, vf sum[PANEL_VECTORS][C]) {
-#if !GGR_VNNI && defined(__SSSE3__) && !defined(__AVXVNNI__)
+#if !GGR_DPBUSD && defined(__SSSE3__)
         const int64_t group = begin / GROUP;
         Sums<C> acc = {};
 #pragma GCC unroll 1
