@@ -141,6 +141,12 @@ def _llama(choice: str, level: str) -> Opponent:
     return _stock("wheel", "8.0", None)
 
 
+def stock_server(choice: str) -> tuple[str, list[str], str]:
+    """Return protocol, argv prefix and description of a stock server: ``native``, ``wheel`` or ``auto``."""
+    found = _llama(choice, best_level())
+    return found.protocol, found.server, found.description
+
+
 @contextmanager
 def opponent(choice: str, level: str) -> Iterator[Opponent]:
     """Provide an opponent.

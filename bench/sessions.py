@@ -24,9 +24,10 @@ from typing import Any
 from ggml_rpc.peers import Peer, PeerError, prepare_peer
 from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
 
+from .figures import OURS, STOCK
 from .machine import describe
 from .models import NAMES, model
-from .run import OURS, STOCK, opponent
+from .opponents import stock_server
 
 ALONE, TOGETHER, BESIDE = "one client", "all clients", "one client beside a busy process"
 ROUND = 8  # tokens between two reports of a client
@@ -123,7 +124,7 @@ def measure(server: ServerProcess, peer: Peer, path: Path, args: argparse.Namesp
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print and write the JSON file."""
-    protocol, stock_command, description = opponent("auto")
+    protocol, stock_command, description = stock_server("auto")
     peer = prepare_peer(protocol)
     own = [*own_server_command(), "--proto", protocol]
     record: dict[str, Any] = {"machine": describe(), "opponent": description, "threads": args.threads, "models": {}}
