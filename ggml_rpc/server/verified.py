@@ -67,7 +67,10 @@ class Verified:
         """Have the files that were written after this one verified, in a thread that ends when that is done."""
         with self._lock:
             if name not in self._place:
-                self._list()
+                try:
+                    self._list()
+                except OSError:  # a folder whose files may be opened but not listed, or that was moved away
+                    return
             place = self._place.get(name)
             if place is None:
                 return

@@ -77,3 +77,10 @@ def test_the_next_files_are_verified_ahead(tmp_path: Path) -> None:
     known.look_ahead(names[4])  # the last
     known.look_ahead("0" * 16)  # not there
     wait_for_the_thread()
+
+
+def test_a_folder_that_was_moved_away_ends_nothing(tmp_path: Path) -> None:
+    known = Verified(tmp_path / "gone")
+    known.look_ahead("0" * 16)
+    wait_for_the_thread()
+    assert not known.holds("0" * 16, Stamp(1, 2, 3, 4, 5))
