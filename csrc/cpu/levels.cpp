@@ -21,6 +21,12 @@ namespace ggr {
 GGR_LEVELS(GGR_DECLARE_LEVEL)
 GGR_EMULATED_LEVELS(GGR_DECLARE_LEVEL)
 #undef GGR_DECLARE_LEVEL
+namespace amx {
+bool check_tiles();  // matmul/tile_check.h
+}
+namespace amx_emulated {
+bool check_tiles();
+}
 
 namespace {
 
@@ -50,6 +56,7 @@ Features features_of_leaf_7(unsigned subleaf) {
     __get_cpuid_count(7, subleaf, &f.eax, &f.ebx, &f.ecx, &f.edx);
     return f;
 }
+// A function below is used, and what it calls is there, if its level is in the build.
 [[maybe_unused]] bool runs_avxvnni() { return runs_avx2() && (features_of_leaf_7(1).eax & 1u << 4) != 0; }
 [[maybe_unused]] bool runs_avxvnni_emulated() { return runs_avx512(); }
 
@@ -65,10 +72,11 @@ Features features_of_leaf_7(unsigned subleaf) {
 }
 [[maybe_unused]] bool runs_amx() {
     constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8;
-    static const bool runs = runs_avx512() && (features_of_leaf_7(0).edx & ALL) == ALL && tiles_permitted();
+    static const bool runs =
+        runs_avx512() && (features_of_leaf_7(0).edx & ALL) == ALL && tiles_permitted() && amx::check_tiles();
     return runs;
 }
-[[maybe_unused]] bool runs_amx_emulated() { return runs_avx512(); }
+[[maybe_unused]] bool runs_amx_emulated() { return runs_avx512() && amx_emulated::check_tiles(); }
 #endif
 
 template <void (*Base)(OpTable&), void (*Register)(OpTable&)>

@@ -26,6 +26,12 @@ def level(request: pytest.FixtureRequest) -> str:
 ik_bench = test_ik_types.bench
 
 
+@pytest.mark.skipif(not levels(emulated=True), reason="not a build for development, or no AVX-512 here")
+def test_both_are_there() -> None:
+    """The tiles are offered after a trial of their instructions: the software passes it too."""
+    assert levels(emulated=True) == ["amx_emulated", "avxvnni_emulated"]
+
+
 @pytest.mark.parametrize("type_name", test_matmul.TYPES)
 @pytest.mark.parametrize("n", [8, 9, 49])
 def test_types(bench: Bench, rng: np.random.Generator, type_name: str, n: int) -> None:

@@ -1,5 +1,8 @@
 // Collects the families of one level.
 #include "cpu/level.h"
+#if defined(GGR_AMX)
+#include "cpu/matmul/tile_check.h"
+#endif
 
 GGR_KERNELS_BEGIN
 
