@@ -108,6 +108,7 @@ class TensorCache:
                 return
             self._write(session, path)
             self._damaged.discard(tensor_hash)
+            self._verified.written(path.name)
         except OSError as e:
             log.warning("tensor of %d bytes not cached in %s: %s", size, self.directory, e.strerror)
 

@@ -40,7 +40,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_for_the_thread() -> None:
     for thread in threading.enumerate():
-        if thread.name == "verify":
+        if thread.name.startswith("verify"):
             thread.join(20)
 
 
@@ -84,3 +84,16 @@ def test_a_folder_that_was_moved_away_ends_nothing(tmp_path: Path) -> None:
     known.look_ahead("0" * 16)
     wait_for_the_thread()
     assert not known.holds("0" * 16, Stamp(1, 2, 3, 4, 5))
+
+
+def test_written_files_are_verified_when_they_have_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "SETTLED_NS", 50_000_000)
+    names = []
+    known = Verified(tmp_path)
+    for i in range(3):
+        data = bytes([i]) * 1000
+        names.append(f"{fnv1a_64(data):016x}")
+        (tmp_path / names[i]).write_bytes(data if i != 1 else b"damaged")
+        known.written(names[i])
+    wait_for_the_thread()
+    assert [known.holds(name, stamp(tmp_path, name)) for name in names] == [True, False, True]
