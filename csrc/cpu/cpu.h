@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/device.h"
+#include "cpu/numa.h"
 
 namespace ggr {
 
@@ -14,7 +15,7 @@ struct CpuShared;  // threads and memory count that several CPU devices share
 int cpu_levels(const char** names, int capacity, bool emulated);
 
 // `level`: one of cpu_levels(), or nullptr for the best. nullptr on failure.
-CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, Error*);
+CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, const Placement&, Error*);
 const char* cpu_level(const CpuShared*);
 void cpu_close(CpuShared*);
 Device* cpu_device(CpuShared*, const char* name);

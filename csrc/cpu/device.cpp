@@ -28,9 +28,10 @@ struct SystemMemory {
 };
 
 struct CpuShared {
-    CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns)
-        : table(ops), resident_at_start(resident_bytes()), pool(n_threads, graph_timeout_ns) {}
+    CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns, const Placement& where)
+        : table(ops), placement(where), resident_at_start(resident_bytes()), pool(n_threads, graph_timeout_ns, where) {}
     const OpTable* table;
+    const Placement placement;
     uint64_t resident_at_start;
     std::atomic<uint64_t> allocated{0};
     std::mutex alloc_mutex, system_mutex;
@@ -123,6 +124,7 @@ bool alloc(Device* d, uint64_t size, Buffer* out, Error* err) {
     if (p == nullptr)
         return err->fail(Code::memory, "ALLOC_BUFFER: the system refused %llu bytes",
                          static_cast<unsigned long long>(size));
+    place_memory(s.placement, p, bytes);
     s.allocated += bytes;
     out->data = static_cast<uint8_t*>(p);
     out->size = size;
@@ -219,7 +221,8 @@ std::string processor() {
 
 int cpu_levels(const char** names, int capacity, bool emulated) { return level_names(names, capacity, emulated); }
 
-CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, Error* err) {
+CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, const Placement& placement,
+                    Error* err) {
     const OpTable* table = level_table(level);
     if (table == nullptr) {
         err->fail(Code::device, "instruction set level '%s' is not there on this machine", level);
@@ -229,7 +232,8 @@ CpuShared* cpu_open(int n_threads, const char* level, int64_t graph_timeout_ns, 
         err->fail(Code::device, "%d threads: it must be 1 to 1024", n_threads);
         return nullptr;
     }
-    return new CpuShared(n_threads, table, graph_timeout_ns);
+    if (!try_placement(placement, err)) return nullptr;
+    return new CpuShared(n_threads, table, graph_timeout_ns, placement);
 }
 
 const char* cpu_level(const CpuShared* s) { return s->table->level; }

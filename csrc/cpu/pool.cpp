@@ -45,10 +45,18 @@ bool fail_index(Worker& worker, const Step& step, const Tensor* index, int64_t v
                     static_cast<long long>(limit) - 1);
 }
 
-Pool::Pool(int n_workers, int64_t graph_timeout_ns)
+Pool::Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement)
     : n_workers_(n_workers), graph_timeout_ns_(graph_timeout_ns), local_(static_cast<size_t>(n_workers)) {
-    threads_.emplace_back([this] { lead(); });
-    for (int i = 1; i < n_workers_; ++i) threads_.emplace_back([this, i] { follow(i); });
+    const auto start = [&](int index) {
+        threads_.emplace_back([this, index, placement] {
+            place_thread(placement, index);
+            if (index == 0)
+                lead();
+            else
+                follow(index);
+        });
+    };
+    for (int i = 0; i < n_workers_; ++i) start(i);
 }
 
 Pool::~Pool() {

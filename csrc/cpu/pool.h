@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "cpu/numa.h"
 #include "cpu/plan.h"
 #include "cpu/waiting.h"
 
@@ -49,7 +50,7 @@ struct Run {
 
 class Pool {
   public:
-    Pool(int n_workers, int64_t graph_timeout_ns);
+    Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;

@@ -79,6 +79,8 @@ class Options:
         Dialects and their own ports.
     graph_timeout : float
         Seconds; 0 is no limit.
+    numa : str or None
+        How the CPU devices use several memory nodes.
     explain : bool
         Log what is inferred about each client's protocol.
     """
@@ -91,6 +93,7 @@ class Options:
     cache: bool
     protocols: tuple[Protocol, ...]
     graph_timeout: float
+    numa: str | None
     explain: bool
 
 
@@ -186,6 +189,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="end a graph, and its connection, after this time (0: never)",
     )
+    add(
+        "--numa",
+        choices=("distribute", "isolate"),
+        help="several memory nodes: use all evenly, or keep threads and memory to one (as the system likes)",
+    )
     return parser
 
 
@@ -218,6 +226,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         cache=given.cache,
         protocols=protocols,
         graph_timeout=given.graph_timeout,
+        numa=given.numa,
         explain=given.explain,
     )
 
@@ -320,6 +329,7 @@ def serve(options: Options) -> None:
             protocols=options.protocols,
             cache_dir=cache,
             graph_timeout=options.graph_timeout,
+            numa=options.numa,
             explain=options.explain,
             trace=debugging(),
         )

@@ -10,6 +10,7 @@ from ggml_rpc.errors import DeviceError
 
 from ._device import DeviceBuffer, DevicePlan, NativeDevice
 from .cpu import CpuPool, forced_level
+from .cpu.numa import place
 
 CPU = "CPU"
 
@@ -43,7 +44,12 @@ def split_names(names: str) -> list[str]:
 
 
 def open_devices(
-    names: Sequence[str], *, threads: int | None = None, graph_timeout: float = 0.0, level: str | None = None
+    names: Sequence[str],
+    *,
+    threads: int | None = None,
+    graph_timeout: float = 0.0,
+    level: str | None = None,
+    numa: str | None = None,
 ) -> list[NativeDevice]:
     """Open devices by name; a name that stands twice gives two devices that share the hardware.
 
@@ -57,11 +63,14 @@ def open_devices(
         Seconds after which a graph's run is cancelled; 0 means never.
     level : str, optional
         Instruction-set level of the CPU device; by default the one that GGML_RPC_ISA names, else the best.
+    numa : str, optional
+        How the CPU device uses a machine with several memory nodes, of `ggml_rpc.devices.cpu.numa.MODES`; by default it
+        leaves that to the system.
 
     Raises
     ------
     DeviceError
-        If a name is not known; the message lists those that are.
+        If a name is not known; the message lists those that are. If `numa` cannot be had here.
     """
     known = available()
     for name in names:
@@ -69,7 +78,7 @@ def open_devices(
             raise DeviceError(f"unknown device {name!r}; available devices: {', '.join(known)}")
     if not names:
         raise DeviceError("no device named")
-    pool = CpuPool(threads or default_threads(), level or forced_level(), graph_timeout)
+    pool = CpuPool(threads or default_threads(), level or forced_level(), graph_timeout, place(numa) if numa else None)
     return [pool.device(name) for name in names]
 
 

@@ -58,6 +58,8 @@ class Server:
         Keep large tensors here by their hash. All clients must trust each other then.
     graph_timeout : float
         Seconds after which a graph's run is cancelled; 0 means never.
+    numa : str, optional
+        `distribute` or `isolate`: how the CPU device uses several memory nodes; by default as the system likes.
     hello_seconds, stall_seconds : float
         How long a new client may take for its HELLO, and any client for the next byte inside a message. A session that
         rests between two messages has no deadline.
@@ -92,13 +94,14 @@ class Server:
         protocols: str | Sequence[Protocol] = AUTO,
         cache_dir: Path | None = None,
         graph_timeout: float = 0.0,
+        numa: str | None = None,
         hello_seconds: float = limits.HELLO_SECONDS,
         stall_seconds: float = limits.STALL_SECONDS,
         trace: bool = False,
         explain: bool = False,
     ) -> None:
         self.host = host
-        self.devices = _open(devices, threads, graph_timeout)
+        self.devices = _open(devices, threads, graph_timeout, numa)
         self.protocols = parse_protocols(protocols) if isinstance(protocols, str) else list(protocols)
         self.cache = TensorCache(cache_dir) if cache_dir is not None else None
         self._port = port
@@ -255,7 +258,10 @@ class Server:
 
 
 def _open(
-    devices: str | Sequence[str] | Sequence[NativeDevice] | None, threads: int | None, graph_timeout: float
+    devices: str | Sequence[str] | Sequence[NativeDevice] | None,
+    threads: int | None,
+    graph_timeout: float,
+    numa: str | None,
 ) -> list[NativeDevice]:
     if devices is None:
         names = local.default_names()
@@ -268,4 +274,4 @@ def _open(
                 raise TypeError("devices must be all names or all open devices")
             return opened
         names = [str(d) for d in devices]
-    return local.open_devices(names, threads=threads, graph_timeout=graph_timeout)
+    return local.open_devices(names, threads=threads, graph_timeout=graph_timeout, numa=numa)

@@ -37,6 +37,7 @@ def test_defaults_are_those_of_stock() -> None:
         *[([flag], "cpu", True) for flag in ("-cpu", "--cpu")],
         *[([flag], "cache", True) for flag in ("-c", "--cache")],
         (["--graph-timeout", "2.5"], "graph_timeout", 2.5),
+        (["--numa", "isolate"], "numa", "isolate"),
     ],
 )
 def test_flag(words: list[str], field: str, value: object) -> None:
@@ -67,6 +68,7 @@ def test_protocols_with_ports() -> None:
         (["--graph-timeout", "-1"], "'-1'"),
         (["--graph-timeout", "inf"], "inf"),
         (["--graph-timeout", "soon"], "soon"),
+        (["--numa", "both"], "both"),
         (["--proto", "9.9"], "known are auto, 2.0.0, "),
         (["--proto", "8.0,7.0"], "port of its own"),
         (["--proto", "8.0@99999"], "99999"),

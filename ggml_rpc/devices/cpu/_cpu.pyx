@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport int64_t
 from libc.string cimport memset
+from libcpp.vector cimport vector
 
 from ggml_rpc.devices._device cimport NativeDevice, raise_error
 from ggml_rpc.native cimport Device, Error
@@ -12,8 +13,12 @@ cdef extern from "cpu/cpu.h" namespace "ggr" nogil:
     cdef cppclass CpuShared:
         pass
 
+    cdef cppclass Placement:
+        vector[int] nodes
+        vector[vector[int]] cpus
+
     int cpu_levels(const char **names, int capacity, bint emulated)
-    CpuShared *cpu_open(int n_threads, const char *level, int64_t graph_timeout_ns, Error *)
+    CpuShared *cpu_open(int n_threads, const char *level, int64_t graph_timeout_ns, const Placement&, Error *)
     const char *cpu_level(const CpuShared *)
     void cpu_close(CpuShared *)
     Device *cpu_device(CpuShared *, const char *name)
@@ -45,6 +50,8 @@ cdef class CpuPool:
         One of `levels()`; the best by default.
     graph_timeout : float
         Seconds after which a run is cancelled; 0 means never.
+    placement : numa.Placement, optional
+        Where memory and threads go; by default as the system likes.
 
     Raises
     ------
@@ -54,14 +61,18 @@ cdef class CpuPool:
 
     cdef CpuShared *shared
 
-    def __cinit__(self, int threads, level=None, double graph_timeout=0.0):
+    def __cinit__(self, int threads, level=None, double graph_timeout=0.0, placement=None):
         cdef Error err
         memset(<void *> &err, 0, sizeof(Error))
         cdef const char *wanted = NULL
         if level is not None:
             encoded = level.encode()
             wanted = encoded
-        self.shared = cpu_open(threads, wanted, <int64_t> (graph_timeout * 1e9), &err)
+        cdef Placement where
+        if placement is not None:
+            where.nodes = placement.nodes
+            where.cpus = placement.cpus
+        self.shared = cpu_open(threads, wanted, <int64_t> (graph_timeout * 1e9), where, &err)
         if self.shared == NULL:
             raise_error(&err)
 
