@@ -71,8 +71,8 @@ speed: build $(TESTING)  ## all figures of the README, added to the history: ben
 	$(PY) -m bench.run --save --record --opponent ik tinyllama-Q4_0 tinyllama-Q4_K_M
 	$(PY) -m bench.scaling --save
 	$(PY) -m bench.kernels --save
-	$(PY) -m bench.load
-	$(PY) -m bench.sessions
+	$(PY) -m bench.load --save --record
+	$(PY) -m bench.sessions --save --record
 	$(PY) -m bench.plans
 	$(PY) -m bench.plot bench/results/*.json
 

@@ -1,4 +1,4 @@
-"""Hold what is measured on two servers in turns, and print it.
+"""Hold what is measured in turns on two servers, or on one in two ways, and print it.
 
 ``python -m bench.figures FILE ...`` prints the tables of results that ``bench.run`` wrote, as the README shows them.
 """
@@ -32,12 +32,15 @@ class Figure:
         Sense of the ratio: above 1 always means that ours is better.
     turns : dict
         Values by label, in the order in which they were measured.
+    against : str
+        What the values of the label `STOCK` are of; nothing for the opponent of the whole run.
     """
 
     name: str
     unit: str
     higher_is_better: bool
     turns: dict[str, list[float]] = field(default_factory=lambda: {OURS: [], STOCK: []})
+    against: str = ""
 
     def median(self, label: str) -> float:
         """Return the median of one server's turns."""
@@ -59,7 +62,8 @@ class Figure:
         """Return what goes into the JSON file."""
         medians = {label: self.median(label) for label in self.turns}
         fields = {"name": self.name, "unit": self.unit, "median": medians, "ratio": self.ratio()}
-        return {**fields, "range": self.range(), "turns": self.turns}
+        against = {"against": self.against} if self.against else {}
+        return {**fields, "range": self.range(), "turns": self.turns, **against}
 
 
 def plain_table(figures: Sequence[Figure]) -> str:

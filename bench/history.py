@@ -5,7 +5,8 @@ opponent's and the ratio. Only ratios of one run can be compared with another ru
 figure is a regression if its last ratio is more than 10 % below the best earlier one, and no turn of the last run came
 nearer. The exit status is then 1.
 
-``python -m bench.history --add FILE ...`` adds the figures of results that `bench.run` or `bench.client` wrote.
+``python -m bench.history --add FILE ...`` adds the figures of results that `bench.run`,
+`bench.load`, `bench.sessions` or `bench.client` wrote.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Entry:
     threads : int
         Of each server.
     opponent : str
-        Which build.
+        Which build, or what of our own stands for one: a sink that discards what it is sent, one client alone.
     figure, unit : str
         What was measured and in what.
     ours, theirs : float
@@ -117,7 +118,7 @@ def _common(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries(record: Mapping[str, Any]) -> list[Entry]:
-    """Return the entries of a record that `bench.run` or `bench.client` wrote.
+    """Return the entries of a record that `bench.run`, `bench.load`, `bench.sessions` or `bench.client` wrote.
 
     Raises
     ------
@@ -132,6 +133,7 @@ def entries(record: Mapping[str, Any]) -> list[Entry]:
             turns = [a / b for a, b in zip(ours, theirs, strict=True)]
             best = 1 / min(turns) if figure["unit"] in TIMES else max(turns)
             words = {**common, "figure": figure["name"], "unit": figure["unit"]}
+            words["opponent"] = figure.get("against", record["opponent"])
             found.append(_entry(words, median[OURS], median[STOCK], figure["ratio"], best))
         return found
     if isinstance(record.get("figures"), dict) and set(CLIENTS.values()) <= set(record["figures"]):
@@ -145,7 +147,7 @@ def entries(record: Mapping[str, Any]) -> list[Entry]:
             words = {**common, "figure": f"client {record['model']} {what} {arguments[what]}", "unit": "t/s"}
             found.append(_entry(words, ours["median"], theirs["median"], ours["median"] / theirs["median"], best))
         return found
-    raise ValueError("no record of bench.run or bench.client")
+    raise ValueError("no record of bench.run, load, sessions or client")
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,19 @@ from ggml_rpc.peers.process import ServerError, ServerProcess, module_command, o
 from ggml_rpc.spec.limits import HASH_THRESHOLD_BYTES
 from ggml_rpc.wire._hash import fnv1a_64, fnv1a_64_many
 
+from . import store
+from .figures import OURS, STOCK, Figure
 from .machine import describe
 from .models import NAMES, model
 from .opponents import best_level, opponent
 from .run import client_events
 
+# What is sent to, and loaded by, the server in question: its floor, ours, stock's.
 CASES = (
     ("cold", ("sink", "ours", "stock")),
     ("warm", ("known", "ours -c", "stock -c")),
 )
+FLOORS = {"sink": "a sink that discards what it is sent", "known": "a sink that says it has every tensor"}
 
 
 def stock_loads(protocol: str, path: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
@@ -107,7 +111,7 @@ def start_servers(stack: ExitStack, protocol: str, stock_command: Sequence[str],
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print the table and store the record."""
     path = model(args.model)
     turns: dict[str, list[float]] = {}
     with terminable(), ExitStack() as stack:
@@ -130,10 +134,29 @@ def run(args: argparse.Namespace) -> None:
         floor = next((labels[0] for _, labels in CASES if label in labels), label)
         ratio = f"{median / medians[floor]:6.2f} of {floor}" if floor != label else ""
         print(f"{label:24} {median:7.3f} s {size / median / 1e9:6.2f} GB/s {ratio}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"machine": machine, "stock": description, "model": path.name, "bytes": size}
-        args.out.write_text(json.dumps({**record, "median_s": medians, "turns_s": turns}, indent=1) + "\n")
+    record = {
+        "kind": "load",
+        "machine": machine,
+        "level": best_level(),
+        "threads": args.threads,
+        "opponent": description,
+        "model": path.name,
+        "bytes": size,
+        "figures": [figure.record() for figure in figures(args.model, turns)],
+        "turns_s": turns,
+    }
+    store.save(record, args)
+
+
+def figures(name: str, turns: dict[str, list[float]]) -> list[Figure]:
+    """Return what the turns say of our server: beside the floor of the same client, and beside the stock server."""
+    found = []
+    for case, (floor, ours, stock) in CASES:
+        for other, against in ((floor, FLOORS[floor]), (stock, "")):
+            if ours in turns and other in turns:
+                values = {OURS: turns[ours], STOCK: turns[other]}
+                found.append(Figure(f"{name} load, {case}", "s", False, values, against))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each server")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cases", default="cold,warm,own,hash", help="of cold, warm, own, hash, separated by commas")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    store.add_arguments(parser)
+    store.add_record_argument(parser)
     args = parser.parse_args(argv)
     args.cases = args.cases.split(",")
     try:

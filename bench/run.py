@@ -20,7 +20,7 @@ from typing import Any
 from ggml_rpc.peers import Peer, PeerError
 from ggml_rpc.peers.process import ServerError, ServerProcess
 
-from . import history, opponents, store
+from . import opponents, store
 from .clients import Client
 from .figures import OURS, Figure, plain_table, report
 from .floors import memory_read
@@ -131,14 +131,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the tables, write the JSON file and note the figures in the history."""
+    """Measure, print the tables and store the record."""
     record = measure(args)
     print(f"\n{report(record)}")
     store.save(record, args)
-    if args.record:
-        lines = history.entries(record)
-        history.append(lines)
-        print(f"{len(lines)} figures added to {history.PATH}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--no-wire", action="store_true", help="leave out round trips and transfers")
     store.add_arguments(parser)
-    parser.add_argument("--record", action="store_true", help="add the figures to bench/history.jsonl")
+    store.add_record_argument(parser)
     args = parser.parse_args(words)
     args.models = args.models or list(DEFAULT_MODELS)
     args.command = opponents.plain(["python", "-m", "bench.run", *words])

@@ -24,10 +24,11 @@ from typing import Any
 from ggml_rpc.peers import Peer, PeerError, prepare_peer
 from ggml_rpc.peers.process import ServerError, ServerProcess, own_server_command, terminable
 
-from .figures import OURS, STOCK
+from . import store
+from .figures import OURS, STOCK, Figure
 from .machine import describe
 from .models import NAMES, model
-from .opponents import stock_server
+from .opponents import best_level, stock_server
 
 ALONE, TOGETHER, BESIDE = "one client", "all clients", "one client beside a busy process"
 ROUND = 8  # tokens between two reports of a client
@@ -123,11 +124,19 @@ def measure(server: ServerProcess, peer: Peer, path: Path, args: argparse.Namesp
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print and write the JSON file."""
+    """Measure, print and store the record."""
     protocol, stock_command, description = stock_server("auto")
     peer = prepare_peer(protocol)
     own = [*own_server_command(), "--proto", protocol]
-    record: dict[str, Any] = {"machine": describe(), "opponent": description, "threads": args.threads, "models": {}}
+    record: dict[str, Any] = {
+        "kind": "sessions",
+        "machine": describe(),
+        "level": best_level(),
+        "opponent": description,
+        "threads": args.threads,
+        "models": {},
+        "figures": [],
+    }
     labels = [OURS] if args.only_ours else [OURS, STOCK]
     for name in args.models:
         record["models"][name] = {}
@@ -137,6 +146,8 @@ def run(args: argparse.Namespace) -> None:
             medians = {setup: statistics.median(values) for setup, values in turns.items()}
             together, beside = medians[TOGETHER] / medians[ALONE], medians[BESIDE] / medians[ALONE]
             record["models"][name][label] = {"turns": turns, "median": medians}
+            if label == OURS:
+                record["figures"] += [figure.record() for figure in figures(name, args.clients, turns)]
             print(
                 f"{name:16} {label:5}  1 client {medians[ALONE]:6.1f} t/s   {args.clients} clients"
                 f" {medians[TOGETHER]:6.1f} t/s ({together:5.2f} of one)   beside a busy process"
@@ -144,9 +155,16 @@ def run(args: argparse.Namespace) -> None:
                 flush=True,
             )
     print(f"wanted of ours: together >= {1 - LOST_LIMIT:.2f} of one, beside a busy process >= {BUSY_LIMIT:.2f} of idle")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    store.save(record, args)
+
+
+def figures(name: str, clients: int, turns: dict[str, list[float]]) -> list[Figure]:
+    """Return what the turns on our server say: all clients, and one beside a busy process, beside one alone."""
+    whats = {TOGETHER: f"{clients} clients", BESIDE: "beside a busy process"}
+    return [
+        Figure(f"{name} decode, {what}", "t/s", True, {OURS: turns[setup], STOCK: turns[ALONE]}, "one client alone")
+        for setup, what in whats.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="turns of each setup")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     parser.add_argument("--only-ours", action="store_true", help="leave the stock server out")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    store.add_arguments(parser)
+    store.add_record_argument(parser)
     args = parser.parse_args(argv)
     try:
         with terminable():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import history
+from bench import history, load, sessions
 from tests.bench.records import RUN, later
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,21 @@ def test_the_client_beside_the_stock_one_is_a_series_too() -> None:
     prefill, decode = history.entries(record)
     assert (prefill.figure, prefill.ratio, prefill.best_turn) == ("client gemma prefill 1024", 2, 3)
     assert (decode.figure, decode.ratio) == ("client gemma decode 48", 1)
+
+
+def test_figures_against_something_else_are_series_of_their_own() -> None:
+    turns = {"sink": [1.0, 1.0], "ours": [1.1, 1.0], "stock": [2.0, 2.0]}
+    record = {**RUN, "figures": [figure.record() for figure in load.figures("gemma", turns)]}
+    beside_sink, beside_stock = history.entries(record)
+    assert (beside_sink.figure, beside_sink.opponent) == ("gemma load, cold", "a sink that discards what it is sent")
+    assert beside_sink.ratio == pytest.approx(1 / 1.05, abs=1e-4)
+    assert (beside_stock.opponent, beside_stock.ratio) == (RUN["opponent"], pytest.approx(2 / 1.05, abs=1e-4))
+    alone = {sessions.ALONE: [60.0], sessions.TOGETHER: [66.0], sessions.BESIDE: [45.0]}
+    record = {**RUN, "figures": [figure.record() for figure in sessions.figures("gemma", 4, alone)]}
+    assert [(entry.figure, entry.opponent, entry.ratio) for entry in history.entries(record)] == [
+        ("gemma decode, 4 clients", "one client alone", 1.1),
+        ("gemma decode, beside a busy process", "one client alone", 0.75),
+    ]
 
 
 @pytest.mark.parametrize("record", [{}, {"figures": []}, {"figures": {"a": {}}}, {"kind": "scaling"}])
