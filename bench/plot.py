@@ -182,7 +182,7 @@ def drawing(record: Record) -> tuple[str, Callable[[Record], Figure]] | None:
         return f"scaling-{level_of(record)}", draw_scaling
     if record.get("kind") == "kernels":
         return f"kernels-{level_of(record)}", draw_kernels
-    if isinstance(record.get("figures"), list) and record.get("models"):
+    if "kind" not in record and isinstance(record.get("figures"), list) and record.get("models"):
         return f"ratios-{level_of(record)}-{record.get('opponent_kind', 'native')}", draw_ratios
     return None
 

@@ -54,8 +54,11 @@ def test_the_title_names_machine_level_and_date() -> None:
     assert plot.machine(RUN) == "Test CPU, 2 cores, avx512, 2 threads, 2026-11-20"
 
 
-def test_other_results_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "accuracy.json").write_text(json.dumps({"machine": RUN["machine"], "verdicts": {}}))
+@pytest.mark.parametrize("record", [{"machine": RUN["machine"], "verdicts": {}}, {**RUN, "kind": "sessions"}])
+def test_other_results_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any]
+) -> None:
+    (tmp_path / "accuracy.json").write_text(json.dumps(record))
     assert plot.main([str(tmp_path / "accuracy.json"), "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "accuracy.json: nothing to draw\n"
     assert not list(tmp_path.glob("*.png"))
