@@ -2,8 +2,11 @@
 //
 // A decode step reads every weight once, so the floor is the bytes of the rows over memory bandwidth: on Zen 4 a core
 // reads 30 GB/s, 8.4 bytes a cycle, and 256 elements of Q4_0 (144 bytes) may take 17 cycles. Two things bring it near:
-//   - Rows are read one after the other without software prefetching: one forward stream is what the processor's own
-//     prefetching follows best. Four rows at a time with prefetches took 1.3 times as long (Q4_K, Q6_K).
+//   - Rows are read in two or four long streams, without software prefetching: the processor's own follows those best,
+//     and what is loaded of the column serves for all of them. Neighbouring rows with prefetches took 1.3 times as long
+//     as one stream (Q4_K, Q6_K); two streams make of one stream's GB/s, rows of 2048 on a core, Q4_0 21 -> 25,
+//     IQ4_NL 17 -> 22, Q4_K 20 -> 24, Q5_K 19 -> 22, Q6_K 26 -> 27, where reading alone reaches 28 to 30. Rows of 5632
+//     gain nothing (Q4_0: 25 with either), nor do several columns.
 //   - What depends on the column only is computed once for all rows of an item, and laid out in the order in which
 //     blocks unpack: the low nibbles of four blocks fill a register, their high nibbles the next, and both add to the
 //     same lanes, so that four blocks need one conversion and one scaling.
@@ -77,7 +80,7 @@ struct NibbleUnit {
 // Q4_0, Q5_0, IQ4_NL. n is a multiple of UNIT.
 template <class T, int NIBBLES, int HIGH>
 struct NibbleStream {
-    static constexpr int COLUMNS = 4;
+    static constexpr int COLUMNS = 4, ROWS = 2;
     using Unit = NibbleUnit;
     static constexpr int64_t STEP = UNIT;
     static constexpr int BYTES = T::BLOCK;
@@ -116,50 +119,60 @@ struct NibbleStream {
         return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(u.start[i], low, u.low[i]), high, u.high[i]));
     }
     // The columns' units lie `pitch` apart.
-    template <int NC>
-    static inline void row(const uint8_t* p, const Unit* u, int64_t pitch, int64_t n, float* out) {
+    template <int NR, int NC>
+    static inline void rows(const uint8_t* const* at, const Unit* u, int64_t pitch, int64_t n, float (*out)[NC]) {
         const __m512i q_words = Q.load(), s_words = S.load();
         const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         const __m512i second = _mm512_setr_epi32(4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
-        __m512 acc[NC] = {};
-        for (; n >= 2 * UNIT; n -= 2 * UNIT, p += 8 * BYTES, ++u) {
-            const __m512i x0 = kept(zload(p)), y0 = kept(zload(p + 4 * BYTES - 64));
-            const __m512i x1 = kept(zload(p + 4 * BYTES)), y1 = kept(zload(p + 8 * BYTES - 64));
-            __m512i s0, s1 = {};
-            __m128i halves;
-            if constexpr (HIGH > 0) {
-                s0 = _mm512_permutex2var_epi16(x0, s_words, y0);
-                s1 = _mm512_permutex2var_epi16(x1, s_words, y1);
-                halves = _mm_unpacklo_epi64(_mm512_castsi512_si128(s0), _mm512_castsi512_si128(s1));
-            } else {
-                s0 = _mm512_permutex2var_epi16(x0, s_words, x1);
-                halves = _mm512_castsi512_si128(s0);
-            }
-            const __m256 s = _mm256_cvtph_ps(halves);
-            __m512i low[2], high[2];
-            unpack(_mm512_permutex2var_epi16(x0, q_words, y0), s0, &low[0], &high[0]);
-            unpack(_mm512_permutex2var_epi16(x1, q_words, y1), s1, &low[1], &high[1]);
+        __m512 acc[NR][NC] = {};
+        int64_t offset = 0;
+        for (; n >= 2 * UNIT; n -= 2 * UNIT, offset += 8 * BYTES, ++u) {
 #pragma GCC unroll 4
-            for (int c = 0; c < NC; ++c) {
-                const Unit& of = u[c * pitch];
-                const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
-                acc[c] = _mm512_fmadd_ps(dot(low[0], high[0], of, 0), _mm512_permutexvar_ps(first, d), acc[c]);
-                acc[c] = _mm512_fmadd_ps(dot(low[1], high[1], of, 1), _mm512_permutexvar_ps(second, d), acc[c]);
+            for (int r = 0; r < NR; ++r) {
+                const uint8_t* p = at[r] + offset;
+                const __m512i x0 = kept(zload(p)), y0 = kept(zload(p + 4 * BYTES - 64));
+                const __m512i x1 = kept(zload(p + 4 * BYTES)), y1 = kept(zload(p + 8 * BYTES - 64));
+                __m512i s0, s1 = {};
+                __m128i halves;
+                if constexpr (HIGH > 0) {
+                    s0 = _mm512_permutex2var_epi16(x0, s_words, y0);
+                    s1 = _mm512_permutex2var_epi16(x1, s_words, y1);
+                    halves = _mm_unpacklo_epi64(_mm512_castsi512_si128(s0), _mm512_castsi512_si128(s1));
+                } else {
+                    s0 = _mm512_permutex2var_epi16(x0, s_words, x1);
+                    halves = _mm512_castsi512_si128(s0);
+                }
+                const __m256 s = _mm256_cvtph_ps(halves);
+                __m512i low[2], high[2];
+                unpack(_mm512_permutex2var_epi16(x0, q_words, y0), s0, &low[0], &high[0]);
+                unpack(_mm512_permutex2var_epi16(x1, q_words, y1), s1, &low[1], &high[1]);
+#pragma GCC unroll 4
+                for (int c = 0; c < NC; ++c) {
+                    const Unit& of = u[c * pitch];
+                    const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
+                    acc[r][c] =
+                        _mm512_fmadd_ps(dot(low[0], high[0], of, 0), _mm512_permutexvar_ps(first, d), acc[r][c]);
+                    acc[r][c] =
+                        _mm512_fmadd_ps(dot(low[1], high[1], of, 1), _mm512_permutexvar_ps(second, d), acc[r][c]);
+                }
             }
         }
-        if (n > 0) {
-            const __m512i x = zload(p), y = zload(p + 4 * BYTES - 64);
-            const __m512i words = _mm512_permutex2var_epi16(x, s_words, HIGH > 0 ? y : x);
-            const __m256 s = _mm256_cvtph_ps(_mm512_castsi512_si128(words));
-            __m512i low, high;
-            unpack(_mm512_permutex2var_epi16(x, q_words, y), words, &low, &high);
-            for (int c = 0; c < NC; ++c) {
-                const Unit& of = u[c * pitch];
-                const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
-                acc[c] = _mm512_fmadd_ps(dot(low, high, of, 0), _mm512_permutexvar_ps(first, d), acc[c]);
+        for (int r = 0; r < NR; ++r) {
+            if (n > 0) {
+                const uint8_t* p = at[r] + offset;
+                const __m512i x = zload(p), y = zload(p + 4 * BYTES - 64);
+                const __m512i words = _mm512_permutex2var_epi16(x, s_words, HIGH > 0 ? y : x);
+                const __m256 s = _mm256_cvtph_ps(_mm512_castsi512_si128(words));
+                __m512i low, high;
+                unpack(_mm512_permutex2var_epi16(x, q_words, y), words, &low, &high);
+                for (int c = 0; c < NC; ++c) {
+                    const Unit& of = u[c * pitch];
+                    const __m512 d = _mm512_castps256_ps512(_mm256_mul_ps(s, of.scale));
+                    acc[r][c] = _mm512_fmadd_ps(dot(low, high, of, 0), _mm512_permutexvar_ps(first, d), acc[r][c]);
+                }
             }
+            for (int c = 0; c < NC; ++c) out[r][c] = sum16(acc[r][c]);
         }
-        for (int c = 0; c < NC; ++c) out[c] = sum16(acc[c]);
     }
 };
 template <>
@@ -169,40 +182,47 @@ struct Streamed<Q5_0> : NibbleStream<Q5_0, 3, 1> {};
 template <>
 struct Streamed<IQ4_NL> : NibbleStream<IQ4_NL, 1, 0> {};
 
-// Q8_0: the products of 64 elements at a time, added up as two blocks side by side.
+// Q8_0: the products of 64 elements at a time, added up as two blocks side by side. What the zero point takes is
+// computed anew for every four rows: a column of 5632 that held it (17 kB) would not stay in the first-level cache.
 struct ByteUnit {
-    __m512i bytes, start;
-    __m512 scale;
+    __m512i bytes;
+    __m128 scale;  // two
+    __m128 unused[3];
 };
 template <>
 struct Streamed<Q8_0> {
-    static constexpr int COLUMNS = 1;
+    static constexpr int COLUMNS = 1, ROWS = 4;
     using Unit = ByteUnit;
     static constexpr int64_t STEP = 64;
 
     static void prepare(const uint8_t* column, const ColumnLayout& l, int64_t n, Unit* to) {
-        const __m512i two = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
         for (int64_t i = 0; i < n / STEP; ++i) {
-            const __m512i a = zload(column + i * 64);
-            const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), a);
-            const __m128 d = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(column + l.scale + i * 8)));
-            to[i] = {a, _mm512_sub_epi32(_mm512_setzero_si512(), sum),
-                     _mm512_permutexvar_ps(two, _mm512_castps128_ps512(d))};
+            to[i].bytes = zload(column + i * 64);
+            to[i].scale = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(column + l.scale + i * 8)));
         }
     }
-    template <int NC>
-    static inline void row(const uint8_t* p, const Unit* u, int64_t, int64_t n, float* out) {
-        __m512 acc = _mm512_setzero_ps();
-        for (; n > 0; n -= STEP, p += 68, ++u) {
-            __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(p + 2)));
-            q = _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i*)(p + 36)), 1);
-            q = _mm512_xor_si512(q, _mm512_set1_epi8((char)128));
-            const __m256i s =
-                _mm256_mask_set1_epi16(_mm256_set1_epi16((short)read_u16(p)), 0xff00, (short)read_u16(p + 34));
-            const __m512 d = _mm512_mul_ps(_mm512_cvtph_ps(s), u->scale);
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(u->start, q, u->bytes)), d, acc);
+    template <int NR, int NC>
+    static inline void rows(const uint8_t* const* at, const Unit* u, int64_t, int64_t n, float (*out)[NC]) {
+        __m512 acc[NR] = {};
+        const __m512i two = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        const __m512i middle = _mm512_set1_epi8((char)128);
+        for (int64_t offset = 0; n > 0; n -= STEP, offset += 68, ++u) {
+            const __m512i a = kept(u->bytes), zero = _mm512_setzero_si512();
+            const __m512i start = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, middle, a));
+            const __m512 scale = _mm512_permutexvar_ps(two, _mm512_castps128_ps512(u->scale));
+#pragma GCC unroll 4
+            for (int r = 0; r < NR; ++r) {
+                const uint8_t* p = at[r] + offset;
+                __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(p + 2)));
+                q = _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i*)(p + 36)), 1);
+                q = _mm512_xor_si512(q, middle);
+                const __m256i s =
+                    _mm256_mask_set1_epi16(_mm256_set1_epi16((short)read_u16(p)), 0xff00, (short)read_u16(p + 34));
+                const __m512 d = _mm512_mul_ps(_mm512_cvtph_ps(s), scale);
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, q, a)), d, acc[r]);
+            }
         }
-        *out = sum16(acc);
+        for (int r = 0; r < NR; ++r) out[r][0] = sum16(acc[r]);
     }
 };
 
@@ -234,8 +254,14 @@ struct NibblePairs {
         }
     }
     static inline __m256i factors(const uint8_t* p) {
-        const ScalesQ4_K x = scales_q4_k(p);
-        return _mm256_cvtepu8_epi16(_mm_set_epi64x((int64_t)x.minima, (int64_t)x.scales));
+        // 6 bits each: the first four as they lie, the others low bits in the last four bytes, high ones over the
+        // first.
+        const __m128i x = _mm_loadu_si128((const __m128i*)p);
+        const __m128i a = _mm_srlv_epi32(_mm_shuffle_epi32(x, _MM_SHUFFLE(3, 2, 3, 1)), _mm_setr_epi32(0, 0, 0, 4));
+        const __m128i b = _mm_srlv_epi32(_mm_shuffle_epi32(x, _MM_SHUFFLE(2, 2, 1, 1)), _mm_setr_epi32(0, 2, 0, 2));
+        const __m128i first = _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f);
+        const __m128i second = _mm_setr_epi32(0, 0x30303030, 0, 0x30303030);
+        return _mm256_cvtepu8_epi16(_mm_ternarylogic_epi32(_mm_and_si128(a, first), b, second, 0xf8));
     }
     static inline __m128 scale(const uint8_t* p) { return (__m128)two_halves(p); }
     static inline __m512i turn(int low, int high) {
@@ -280,7 +306,7 @@ struct Unpacked<Q6_K> {
 
 template <class T>
 struct SuperStream {
-    static constexpr int COLUMNS = 1;
+    static constexpr int COLUMNS = 1, ROWS = 2;
     using Unit = SuperUnit;
     static constexpr int64_t STEP = QK_K;
 
@@ -305,32 +331,37 @@ struct SuperStream {
     }
     static constexpr Words SPREAD[4] = {spread_words(0), spread_words(1), spread_words(2), spread_words(3)};
 
-    template <int NC>
-    static inline void row(const uint8_t* p, const Unit* u, int64_t, int64_t n, float* out) {
+    template <int NR, int NC>
+    static inline void rows(const uint8_t* const* at, const Unit* u, int64_t, int64_t n, float (*out)[NC]) {
         const __m512i spread[4] = {SPREAD[0].load(), SPREAD[1].load(), SPREAD[2].load(), SPREAD[3].load()};
-        __m512 acc = _mm512_setzero_ps();
-        __m128 extra = _mm_setzero_ps();
-        for (; n > 0; n -= QK_K, p += T::GROUP_BYTES, ++u) {
-            const __m256i factors = Unpacked<T>::factors(p);
-            const __m128 scale = _mm_mul_ps(Unpacked<T>::scale(p), u->scale);
-            __m512i x[4], sum = _mm512_setzero_si512();
-            Unpacked<T>::unpack(p, x);
-            if constexpr (T::ZERO != 0) {
-                static_assert(T::ZERO == 32, "");
-                const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(factors, u->sums), 5);
-                sum = _mm512_zextsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), zero));
-            }
-            for (int j = 0; j < 4; ++j)
-                sum = _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(x[j], u->bytes[j]),
-                                          _mm512_permutexvar_epi16(spread[j], _mm512_castsi256_si512(factors)));
-            acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_broadcastss_ps(scale), acc);
-            if constexpr (T::MINIMUM) {
-                const __m128i sums =
-                    _mm_madd_epi16(_mm256_extracti128_si256(factors, 1), _mm256_castsi256_si128(u->sums));
-                extra = _mm_fnmadd_ps(_mm_cvtepi32_ps(sums), _mm_broadcastss_ps(_mm_movehdup_ps(scale)), extra);
+        __m512 acc[NR] = {};
+        __m128 extra[NR] = {};
+        for (int64_t offset = 0; n > 0; n -= QK_K, offset += T::GROUP_BYTES, ++u) {
+#pragma GCC unroll 4
+            for (int r = 0; r < NR; ++r) {
+                const uint8_t* p = at[r] + offset;
+                const __m256i factors = Unpacked<T>::factors(p);
+                const __m128 scale = _mm_mul_ps(Unpacked<T>::scale(p), u->scale);
+                __m512i x[4], sum = _mm512_setzero_si512();
+                Unpacked<T>::unpack(p, x);
+                if constexpr (T::ZERO != 0) {
+                    static_assert(T::ZERO == 32, "");
+                    const __m256i zero = _mm256_slli_epi32(_mm256_madd_epi16(factors, u->sums), 5);
+                    sum = _mm512_zextsi256_si512(_mm256_sub_epi32(_mm256_setzero_si256(), zero));
+                }
+                for (int j = 0; j < 4; ++j)
+                    sum = _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(x[j], u->bytes[j]),
+                                              _mm512_permutexvar_epi16(spread[j], _mm512_castsi256_si512(factors)));
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_broadcastss_ps(scale), acc[r]);
+                if constexpr (T::MINIMUM) {
+                    const __m128i sums =
+                        _mm_madd_epi16(_mm256_extracti128_si256(factors, 1), _mm256_castsi256_si128(u->sums));
+                    const __m128 minimum = _mm_broadcastss_ps(_mm_movehdup_ps(scale));
+                    extra[r] = _mm_fnmadd_ps(_mm_cvtepi32_ps(sums), minimum, extra[r]);
+                }
             }
         }
-        *out = sum8((f8)_mm256_zextps128_ps256(extra) + fold8((fv)acc));
+        for (int r = 0; r < NR; ++r) out[r][0] = sum8((f8)_mm256_zextps128_ps256(extra[r]) + fold8((fv)acc[r]));
     }
 };
 template <>
@@ -356,6 +387,25 @@ static inline float stream_tail(const uint8_t* p, const uint8_t* column, const C
     return sum8(sum);
 }
 
+// NR rows, `apart` rows from one to the next, with the columns [c, c + NC).
+template <class T, int NR, int NC>
+static inline void stream_some(const Product& p, const ColumnLayout& l, int64_t c, int64_t row, int64_t apart,
+                               const typename Streamed<T>::Unit* units, int64_t pitch) {
+    const int64_t n = p.k / Streamed<T>::STEP * Streamed<T>::STEP;
+    const uint8_t* rows[NR];
+    for (int r = 0; r < NR; ++r) rows[r] = p.weights + (row + r * apart) * p.row_bytes;
+    float sums[NR][NC];
+    Streamed<T>::template rows<NR, NC>(rows, units, pitch, n, sums);
+    for (int r = 0; r < NR; ++r)
+        for (int i = 0; i < NC; ++i) {
+            if constexpr (T::SMALL) {
+                if (n < p.k)
+                    sums[r][i] += stream_tail<T>(rows[r] + n / QK * T::BLOCK, p.columns[c + i], l, n / QK, p.k / QK);
+            }
+            p.out[c + i][row + r * apart] = sums[r][i];
+        }
+}
+
 // All rows with the columns [c, c + NC); false if they are too long for the scratch.
 template <class T, int NC>
 static inline bool stream_rows(const Product& p, const ColumnLayout& l, int64_t c) {
@@ -364,17 +414,12 @@ static inline bool stream_rows(const Product& p, const ColumnLayout& l, int64_t 
     if (NC * pitch * (int64_t)sizeof(typename S::Unit) > LOCAL_BYTES) return false;
     typename S::Unit* units = reinterpret_cast<typename S::Unit*>(p.local);
     for (int i = 0; i < NC; ++i) S::prepare(p.columns[c + i], l, n, units + i * pitch);
-    for (int64_t r = 0; r < p.n_rows; ++r) {
-        const uint8_t* row = p.weights + r * p.row_bytes;
-        float sums[NC];
-        S::template row<NC>(row, units, pitch, n, sums);
-        for (int i = 0; i < NC; ++i) {
-            if constexpr (T::SMALL) {
-                if (n < p.k) sums[i] += stream_tail<T>(row + n / QK * T::BLOCK, p.columns[c + i], l, n / QK, p.k / QK);
-            }
-            p.out[c + i][r] = sums[i];
-        }
-    }
+    // In long parts that are read side by side, as rows of floats are (plain.h).
+    constexpr int NR = NC == 1 ? S::ROWS : 1;
+    const int64_t apart = p.n_rows / NR;
+    int64_t r = 0;
+    for (; r < apart; ++r) stream_some<T, NR, NC>(p, l, c, r, apart, units, pitch);
+    for (r *= NR; r < p.n_rows; ++r) stream_some<T, 1, NC>(p, l, c, r, 0, units, pitch);
     return true;
 }
 
