@@ -25,7 +25,12 @@ bool meet(uintptr_t a0, uintptr_t a1, uintptr_t b0, uintptr_t b1) { return a0 < 
 }  // namespace
 
 PlanBuilder::PlanBuilder(Graph& graph, const OpTable& table, int n_workers, Error* error)
-    : graph_(graph), table_(table), n_workers_(n_workers), error_(error), viewed_(graph.n_tensors, 0) {
+    : graph_(graph),
+      table_(table),
+      n_workers_(n_workers),
+      error_(error),
+      viewed_(graph.n_tensors, 0),
+      taken_(graph.n_nodes, false) {
     for (uint32_t i = 0; i < graph.n_tensors; ++i)
         if (const Tensor* base = graph.tensors[i].view_src) viewed_[static_cast<size_t>(base - graph.tensors)] = 1;
 }
@@ -38,7 +43,8 @@ bool PlanBuilder::build(PlanData* out) {
     out_.steps.reserve(graph_.n_nodes * 2);
     for (uint32_t i = 0; i < graph_.n_nodes;) {
         const Tensor& node = *graph_.nodes[i];
-        if (is_empty(node)) {
+        present_ = i;
+        if (is_empty(node) || taken_[i]) {
             ++i;
             continue;
         }
@@ -184,6 +190,21 @@ void PlanBuilder::keep_activation(const Tensor& src, ActFormat format, int64_t o
 bool PlanBuilder::can_elide(const Tensor& node, int uses) const {
     return node.use_count == uses && (node.flags & FLAG_OUTPUT) == 0 &&
            viewed_[static_cast<size_t>(&node - graph_.tensors)] == 0;
+}
+
+bool PlanBuilder::may_advance(uint32_t j) const {
+    const Tensor& node = *graph_.nodes[j];
+    for (uint32_t m = present_ + 1; m < j; ++m) {
+        if (taken_[m]) continue;
+        const Tensor& passed = *graph_.nodes[m];
+        // These two write a source, too.
+        if (passed.op == OP_IK_SSM_CONV || passed.op == OP_DELTA_NET || overlap(passed, node)) return false;
+        for (int s = 0; s < node.n_src; ++s)
+            if (node.src[s] != nullptr && overlap(passed, *node.src[s])) return false;
+        for (int s = 0; s < passed.n_src; ++s)
+            if (passed.src[s] != nullptr && overlap(*passed.src[s], node)) return false;
+    }
+    return true;
 }
 
 bool PlanBuilder::overlap(const Tensor& a, const Tensor& b) {

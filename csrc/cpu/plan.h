@@ -75,6 +75,12 @@ class PlanBuilder {
     void reads_scratch(int64_t offset, int64_t bytes);
     void writes_scratch(int64_t offset, int64_t bytes);
 
+    // nodes[j] may run now instead of in its turn: no node between the present one and it depends on it or it on them.
+    bool may_advance(uint32_t j) const;
+    uint32_t present() const { return present_; }          // the number of the node that is being prepared
+    bool is_taken(uint32_t j) const { return taken_[j]; }  // has its steps already
+    void take(uint32_t j) { taken_[j] = true; }            // it is prepared now, before its turn
+
     // Reserve shared scratch for the steps of the present node; 64-byte aligned offset. Ask once a node for all it
     // needs.
     int64_t scratch(int64_t bytes);
@@ -118,6 +124,8 @@ class PlanBuilder {
     std::vector<Activation> activations_;
     int64_t scratch_cursor_ = 0;
     std::vector<uint8_t> viewed_;  // tensor i is a view_src of another
+    std::vector<bool> taken_;      // node i was prepared before its turn
+    uint32_t present_ = 0;
 };
 
 }  // namespace ggr

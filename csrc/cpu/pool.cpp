@@ -247,6 +247,30 @@ void Pool::execute(int index, Patience& patience) {
     }
 }
 
+// How many items are handed out from `begin` on. Tapered, half of an even share of what is left: the more items a
+// worker has at once, the longer are its streams, and the fewer the last ones are, the closer together all end.
+int64_t Pool::part_of(const Step& step, int64_t begin) const {
+    const int64_t left = step.n_items - begin;
+    const int64_t part = step.tapered ? std::max(step.grain, left / (2 * n_workers_)) : step.grain;
+    return std::min(part, left);
+}
+
+// The next items of step number `index`: from what is returned to *end; none if that is n_items or more.
+int64_t Pool::take(const Step& step, uint32_t index, int64_t* end) {
+    std::atomic<int64_t>& next = counters_.next[index];
+    int64_t begin;
+    if (step.tapered) {
+        begin = next.load(std::memory_order_relaxed);
+        while (begin < step.n_items &&
+               !next.compare_exchange_weak(begin, begin + part_of(step, begin), std::memory_order_relaxed)) {
+        }
+    } else {
+        begin = next.fetch_add(step.grain, std::memory_order_relaxed);
+    }
+    *end = begin < step.n_items ? begin + part_of(step, begin) : begin;
+    return begin;
+}
+
 // Take items of a segment until none is left. False when the run has failed.
 bool Pool::work(const PlanData& plan, uint32_t index, Worker& worker) {
     const Segment& segment = plan.segments[index];
@@ -263,9 +287,9 @@ bool Pool::work(const PlanData& plan, uint32_t index, Worker& worker) {
         }
         for (;;) {
             if (halted()) return false;
-            const int64_t begin = counters_.next[i].fetch_add(step.grain, std::memory_order_relaxed);
+            int64_t end;
+            const int64_t begin = take(step, i, &end);
             if (begin >= step.n_items) break;
-            const int64_t end = std::min(begin + step.grain, step.n_items);
             if (!step.fn(step, begin, end, worker)) return false;
             units += end - begin;
         }

@@ -87,6 +87,8 @@ class Pool {
     void leave();
     void execute(int index, Patience& patience);
     bool work(const PlanData&, uint32_t segment, Worker& worker);
+    int64_t part_of(const Step& step, int64_t begin) const;
+    int64_t take(const Step& step, uint32_t index, int64_t* end);
     void finish(const PlanData&, uint32_t segment);
     bool halted();
     bool next_job(std::unique_lock<std::mutex>& lock, Patience& patience, Queue** queue, Queue::Entry* entry);

@@ -60,9 +60,44 @@ bool types_fit(PlanBuilder& builder, const Tensor& node, Engine* engine) {
     return true;
 }
 
+// Few columns: items are blocks of rows (fastest) and matrices of src0. Rows of neighbouring items are one stream.
+bool run_streamed(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &w = *step.src[0], &x = *step.src[1], &dst = *step.dst;
+    const auto engine = reinterpret_cast<void (*)(const Product&)>(const_cast<void*>(step.arg.ptr[A_ENGINE]));
+    const int64_t rows = step.arg.i64[A_BLOCK_ROWS], row_blocks = ceil_div(w.ne[1], rows);
+    const int64_t r2 = x.ne[2] / w.ne[2], r3 = x.ne[3] / w.ne[3], n = x.ne[1] * r2 * r3;
+    const uint8_t* records = records_of(step, worker);
+    const Pointers p(worker);
+    while (begin < end) {
+        const int64_t matrix = begin / row_blocks, row = begin % row_blocks * rows;
+        const int64_t stop = (matrix + 1) * row_blocks < end ? (matrix + 1) * row_blocks : end;
+        const int64_t last = row + (stop - begin) * rows, w2 = matrix % w.ne[2], w3 = matrix / w.ne[2];
+        int64_t c = 0;
+        for (int64_t x3 = w3 * r3; x3 < (w3 + 1) * r3; ++x3)
+            for (int64_t x2 = w2 * r2; x2 < (w2 + 1) * r2; ++x2)
+                for (int64_t i1 = 0; i1 < x.ne[1]; ++i1, ++c) {
+                    p.columns[c] = column(x, records, step.arg.i64[A_STRIDE], i1, x2, x3);
+                    p.out[c] = reinterpret_cast<float*>(row_at(dst, i1, x2, x3)) + row;
+                }
+        engine({w.data + row * w.nb[1] + w2 * w.nb[2] + w3 * w.nb[3], w.nb[1], (last < w.ne[1] ? last : w.ne[1]) - row,
+                w.ne[0], p.columns, p.out, n, worker.local});
+        begin = stop;
+    }
+    return true;
+}
+
+// Elements of weights in the smallest part of a stream: half a microsecond of it.
+constexpr int64_t STREAM_PART = 16384;
+
+// The blocks of rows that are shared out: as small as pays.
+int64_t streamed_rows(const Engine& engine, int64_t k) {
+    const int64_t least_rows = engine.group > 16 ? engine.group : 16;
+    return ceil_div(ceil_div(STREAM_PART, k), least_rows) * least_rows;
+}
+
 // Relies on: rows of all contiguous; w.ne[0] = x.ne[0], a whole number of blocks; x.ne[2], x.ne[3] multiples of w's;
 // node = [w.ne[1], x.ne[1], x.ne[2], x.ne[3]].
-bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+bool prepare_product(PlanBuilder& builder, const Tensor& node) {
     Engine engine;
     if (!types_fit(builder, node, &engine)) return false;
     const Tensor &w = *node.src[0], &x = *node.src[1];
@@ -71,7 +106,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     const bool few = n <= engine.few_columns;
     int64_t rows, columns;
     if (few) {
-        rows = few_rows(engine, m, k, matrices, builder.n_workers());
+        rows = streamed_rows(engine, k);
         columns = n;
     } else {
         rows = most_rows(engine);
@@ -83,7 +118,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
             columns = ceil_div(columns, 2);
     }
     const int64_t items = ceil_div(m, rows) * ceil_div(n, columns) * matrices;
-    Step& step = builder.add_bare(run_mul_mat, &node, items, m * n * k / 8 * matrices);
+    Step& step = builder.add_bare(few ? run_streamed : run_mul_mat, &node, items, m * n * k / 8 * matrices);
     step.src[0] = &w;
     step.src[1] = &x;
     step.offset[0] = activations.offset;
@@ -91,11 +126,42 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     step.arg.i64[A_BLOCK_ROWS] = rows;
     step.arg.i64[A_BLOCK_COLUMNS] = columns;
     step.arg.i64[A_STRIDE] = column_layout(engine.format, k).stride;
-    set_grain(step, few, builder.n_workers());
+    set_grain(step, false, builder.n_workers());
+    step.tapered = few && !step.serial;
     builder.need_local(LOCAL_NEEDED);
     builder.reads(w);
     reads_activations(builder, x, activations);
     builder.writes(node);
+    return true;
+}
+
+// How many nodes are looked at for further products of the same activations: from the queries to the values of a
+// layer there are 10, and biases and norms in between.
+constexpr uint32_t SIBLINGS_WITHIN = 24;
+constexpr int MAX_SIBLINGS = 3;
+
+// The queries', keys' and values' products read the same activations, but stand apart: what is done with the queries
+// comes before the keys. Together they need one barrier, not three, and leave one rest for which workers wait.
+bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+    const Graph& graph = builder.graph();
+    const Tensor& x = *node.src[1];
+    const uint32_t first = builder.present() + 1;
+    const Tensor* siblings[MAX_SIBLINGS];
+    int n = 0;
+    for (uint32_t j = first; j < graph.n_nodes && j < first + SIBLINGS_WITHIN && n < MAX_SIBLINGS; ++j) {
+        const Tensor& other = *graph.nodes[j];
+        Engine engine;
+        if (other.op != OP_MUL_MAT || other.src[1] != &x || builder.is_taken(j) || is_empty(other) ||
+            !find_engine(other.src[0]->type, &engine) || !builder.may_advance(j))
+            continue;
+        fit_activations(other, other.src[0]->type, &engine);
+        prepare_activations(builder, x, engine.format, 0);  // before the products: they would wait for it
+        builder.take(j);
+        siblings[n++] = &other;
+    }
+    if (!prepare_product(builder, node)) return false;
+    for (int i = 0; i < n; ++i)
+        if (!prepare_product(builder, *siblings[i])) return false;
     return true;
 }
 
