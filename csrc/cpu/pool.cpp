@@ -85,28 +85,33 @@ void Pool::close(Queue* queue) {
     {
         std::unique_lock<std::mutex> lock(mutex_);
         queue->waiting.clear();
-        queue->changed.wait(lock, [&] { return !queue->running; });
+        queue->changed->wait(lock, [&] { return !queue->running; });
         queues_.erase(std::find(queues_.begin(), queues_.end(), queue));
     }
     delete queue;
 }
 
 uint64_t Pool::submit(Queue* queue, PlanData* plan, Error* err) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (queue->error.code != Code::ok) {
-        *err = queue->error;
-        return 0;
+    uint64_t number;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (queue->error.code != Code::ok) {
+            *err = queue->error;
+            return 0;
+        }
+        number = ++queue->submitted;
+        queue->waiting.push_back({plan, number});
+        has_work_.store(true, std::memory_order_release);
     }
-    queue->waiting.push_back({plan, ++queue->submitted});
-    has_work_.store(true, std::memory_order_release);
-    work_.notify_one();
-    return queue->submitted;
+    work_.notify_one();  // who wakes up wants the lock
+    return number;
 }
 
 WaitResult Pool::wait(Queue* queue, uint64_t number, int64_t timeout_ns, Error* err) {
     std::unique_lock<std::mutex> lock(mutex_);
     const auto over = [&] { return queue->completed >= number || queue->error.code != Code::ok; };
-    if (!queue->changed.wait_for(lock, std::chrono::nanoseconds(timeout_ns), over)) return WaitResult::timeout;
+    if (!over() && (timeout_ns == 0 || !queue->changed->wait_for(lock, std::chrono::nanoseconds(timeout_ns), over)))
+        return WaitResult::timeout;
     if (queue->error.code != Code::ok) {
         *err = queue->error;
         return WaitResult::failed;
@@ -187,7 +192,10 @@ void Pool::lead() {
         }
         queue->completed = entry.number;
         queue->running = false;
-        queue->changed.notify_all();
+        const std::shared_ptr<std::condition_variable> changed = queue->changed;  // the queue may go when unlocked
+        lock.unlock();
+        changed->notify_all();
+        lock.lock();
     }
 }
 

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -28,7 +29,8 @@ struct Queue {
     Error error = {};                    // first failure; the queue takes no more work after it
     std::atomic<bool> cancelled{false};  // read by workers while they run
     bool running = false;
-    std::condition_variable changed;
+    // Of its own life, so that it can be notified without the mutex, which the woken want first.
+    std::shared_ptr<std::condition_variable> changed = std::make_shared<std::condition_variable>();
 };
 
 // One execution of a plan, shared by the workers.
