@@ -123,7 +123,7 @@ void mix(float* out, int64_t ldo, const float* weights, const Rises& rises, cons
 #pragma GCC unroll 8
             for (int b = 0; b < B; ++b) {
                 sum[r][b] += value[b] * w;
-                if (HALF) sum[r][b] = round_f16(sum[r][b]);
+                if (HALF) sum[r][b] = round_sum(sum[r][b]);
             }
         }
     }
@@ -161,7 +161,7 @@ void mix_rows(float* out, int64_t ldo, const float* weights, const Rises& rises,
             vf sum = vload(out + r * ldo + i);
             if (HALF && (rises.at >> j & 1) != 0) sum = round_f16(sum * rises.shrink[r * KV_TILE + j]);
             sum += value * weights[r * KV_TILE + j];
-            vstore(out + r * ldo + i, HALF ? round_f16(sum) : sum);
+            vstore(out + r * ldo + i, HALF ? round_sum(sum) : sum);
         }
     }
 }

@@ -29,6 +29,22 @@ static inline vf round_f16(vf v) {
 #endif
 }
 
+// Round every lane of a sum to half precision; 65520 and more stay finite where a half would not.
+static inline vf round_sum(vf v) {
+#if defined(__AVX512F__)
+    // Adding 1.5 * 2^13 times the lane's power of two pushes out what a half does not hold, ties to even. Halves below
+    // 2^-14 are subnormal, and all of one step. Four operations that spread over the ports instead of two conversions
+    // of two each: 0.97 ns instead of 1.14 for a position's vector in four rows, 1.13 instead of 1.45 in one (Zen 4).
+    const __m512i power = _mm512_ternarylogic_epi32((__m512i)v, _mm512_set1_epi32(0x7f800000),
+                                                    _mm512_set1_epi32(0x00400000), 0xea);  // v & a | b
+    // Of NaN, which infinity turns into, and a number this takes the second.
+    const __m512 scaled = _mm512_max_ps((__m512)power, _mm512_set1_ps(1.5f / 16384)), by = _mm512_set1_ps(8192.0f);
+    return (vf)_mm512_fnmadd_ps(scaled, by, _mm512_fmadd_ps(scaled, by, (__m512)v));
+#else
+    return round_f16(v);
+#endif
+}
+
 // Positions of a visit at which the maximum of some row rises (bits), and by what the sums of each row then shrink.
 struct Rises {
     uint64_t at;
