@@ -5,6 +5,7 @@ Whatever the order of the steps, the bits are those of the nodes one after the o
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_nodes_between(bench: Bench, rng: np.random.Generator, columns: int) -> 
     nodes = []
     for w in ws:
         product = mul_mat(bench, w, x)
-        nodes += [product, bench.node("SCALE", "F32", (columns, M), [product], np.float32([0.5, 1]).tobytes())]
+        nodes += [product, bench.node("SCALE", "F32", (columns, M), [product], struct.pack("<2f", 0.5, 1))]
     check_order(bench, nodes)
 
 
@@ -58,7 +59,7 @@ def test_nodes_between(bench: Bench, rng: np.random.Generator, columns: int) -> 
 def test_result_where_a_node_between_reads(bench: Bench, rng: np.random.Generator, columns: int) -> None:
     x, ws = case(bench, rng, columns)
     first = mul_mat(bench, ws[0], x)
-    scaled = bench.node("SCALE", "F32", (columns, M), [first], np.float32([2, 0]).tobytes())
+    scaled = bench.node("SCALE", "F32", (columns, M), [first], struct.pack("<2f", 2, 0))
     second = mul_mat(bench, ws[1], x)
     second.data = first.data  # free again once it was scaled
     check_order(bench, [first, scaled, second])
@@ -68,7 +69,7 @@ def test_result_where_a_node_between_reads(bench: Bench, rng: np.random.Generato
 def test_result_where_a_node_between_writes(bench: Bench, rng: np.random.Generator, columns: int) -> None:
     x, ws = case(bench, rng, columns)
     first = mul_mat(bench, ws[0], x)
-    scaled = bench.node("SCALE", "F32", (columns, M), [first], np.float32([2, 0]).tobytes())
+    scaled = bench.node("SCALE", "F32", (columns, M), [first], struct.pack("<2f", 2, 0))
     second = mul_mat(bench, ws[1], x)
     second.data = scaled.data
     check_order(bench, [first, scaled, second])
@@ -112,21 +113,23 @@ def test_more_than_are_taken_together(bench: Bench, rng: np.random.Generator, co
     check_order(bench, [mul_mat(bench, w, x) for w in ws])
 
 
-@pytest.mark.parametrize("threads", [1, 3, 7])
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000, 4001])
-def test_parts_of_a_stream(rng: np.random.Generator, threads: int, rows: int) -> None:
-    """Rows are handed out in parts of different lengths: each row is there, and as of one worker."""
-    values = rng.standard_normal((3, rows, 64)).astype(np.float32)
+@pytest.mark.parametrize("threads", [2, 7])
+@pytest.mark.parametrize("rows", [1, 15, 17, 1000, 4001])
+@pytest.mark.parametrize("type_name", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_parts_of_a_stream(level: str, rng: np.random.Generator, type_name: str, rows: int, threads: int) -> None:
+    """Rows are handed out in parts of different lengths: each row is there, with the bits that one worker gives it."""
+    data, values = weights(rng, type_name, (3 * rows, 64))
     x = rng.standard_normal((6, 2, 64)).astype(np.float32)
     results = []
-    for count in (threads, 1):
-        bench = Bench(device("baseline", count))
-        node = mul_mat(bench, bench.put(values), bench.put(x))
-        for _ in range(5):
+    for count in (1, threads):
+        bench = Bench(device(level, count))
+        node = mul_mat(bench, bench.put_raw(type_name, (3, rows, 64), data), bench.put(x))
+        plan = bench.compile([node])
+        for _ in range(3):
             bench.write(node, b"\xcb" * node.nbytes())
-            bench.run(node)
+            plan.run()
             results.append(bench.raw(node))
     assert set(results) == {results[0]}
-    expected = np.einsum("hmk,hrnk->hrnm", values.astype(np.float64), x.reshape(3, 2, 2, 64)).reshape(6, 2, rows)
-    got = np.frombuffer(results[0], np.float32).reshape(expected.shape)
-    assert np.abs(got - expected).max() < 1e-4
+    got = np.frombuffer(results[0], np.float32).reshape(3, 2, 2, rows)
+    expected = np.einsum("hmk,hrnk->hrnm", values.reshape(3, rows, 64), x.reshape(3, 2, 2, 64))
+    assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
