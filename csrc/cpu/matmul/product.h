@@ -149,6 +149,22 @@ static inline void multiply_floats(const float* panel, int64_t k0, int64_t n, co
         for (int v = 0; v < PANEL_VECTORS; ++v) vstore(tile + c * PANEL_ROWS + v * VL, sum[v][c]);
 }
 
+// C columns of a tile to their places. What is written is asked for a tile ahead: it lies in a page a column.
+template <int C>
+static inline void write_tile(const float* tile, float* const* out, int64_t row, int64_t n_rows, int64_t n_columns) {
+    for (int64_t c = 0; c < C && c < n_columns; ++c) {
+        const float* from = tile + c * PANEL_ROWS;
+        float* to = out[c] + row;
+        if (n_rows == PANEL_ROWS) {
+            if (c + C < n_columns)
+                for (int i = 0; i < PANEL_ROWS; i += 16) __builtin_prefetch(out[C + c] + row + i, 1, 3);
+            for (int v = 0; v < PANEL_VECTORS; ++v) vstore(to + v * VL, vload(from + v * VL));
+        } else {
+            for (int64_t r = 0; r < n_rows; ++r) to[r] = from[r];
+        }
+    }
+}
+
 // The loop that all panel products share. P: STEP elements of k at a time,
 //   pack(p, k0, n, panel)                              a slice of the panel
 //   multiply<C>(panel, k0, n, columns, layout, tile, add)  C columns with it; to the tile, or onto it
@@ -164,29 +180,24 @@ void many(const Product& p) {
     Product part = p;
     for (int64_t k0 = 0; k0 < p.k; k0 += P::STEP) {
         const int64_t n = p.k - k0 < P::STEP ? p.k - k0 : P::STEP;
+        const bool last = k0 + n == p.k;
         float* tile = reinterpret_cast<float*>(p.local);
         for (int64_t row = 0; row < p.n_rows; row += PANEL_ROWS, tile += padded * PANEL_ROWS) {
             part.weights = p.weights + row * p.row_bytes;
             part.n_rows = p.n_rows - row < PANEL_ROWS ? p.n_rows - row : PANEL_ROWS;
             P::pack(part, k0, n, panel);
-            int64_t c = 0;
-            for (; c < tiles.wide; c += P::COLUMNS)
-                P::template multiply<P::COLUMNS>(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
-            for (; c < padded; c += NARROW)
-                P::template multiply<NARROW>(panel, k0, n, columns + c, layout, tile + c * PANEL_ROWS, k0 > 0);
-        }
-    }
-    const float* tile = reinterpret_cast<const float*>(p.local);
-    for (int64_t row = 0; row < p.n_rows; row += PANEL_ROWS, tile += padded * PANEL_ROWS)
-        for (int64_t c = 0; c < p.n_columns; ++c) {
-            const float* from = tile + c * PANEL_ROWS;
-            float* to = p.out[c] + row;
-            if (p.n_rows - row >= PANEL_ROWS) {
-                for (int r = 0; r < PANEL_VECTORS; ++r) vstore(to + r * VL, vload(from + r * VL));
-            } else {
-                for (int64_t r = 0; r < p.n_rows - row; ++r) to[r] = from[r];
+            for (int64_t c = 0; c < tiles.wide; c += P::COLUMNS) {
+                float* sums = tile + c * PANEL_ROWS;
+                P::template multiply<P::COLUMNS>(panel, k0, n, columns + c, layout, sums, k0 > 0);
+                if (last) write_tile<P::COLUMNS>(sums, p.out + c, row, part.n_rows, p.n_columns - c);
+            }
+            for (int64_t c = tiles.wide; c < padded; c += NARROW) {
+                float* sums = tile + c * PANEL_ROWS;
+                P::template multiply<NARROW>(panel, k0, n, columns + c, layout, sums, k0 > 0);
+                if (last) write_tile<NARROW>(sums, p.out + c, row, part.n_rows, p.n_columns - c);
             }
         }
+    }
 }
 
 }  // namespace
