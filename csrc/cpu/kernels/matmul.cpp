@@ -235,7 +235,9 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     const int64_t sorted = few ? 0 : sorted_bytes(n_experts, n_pairs);
     const Activations activations = prepare_activations(builder, x, engine.format, sorted);
     if (!few) sort_pairs(builder, node, w, ids, activations.own);
-    const int64_t rows = few ? few_rows(engine, m, k, n_pairs, builder.n_workers()) : panel_rows(engine);
+    int64_t rows = few ? few_rows(engine, m, k, n_pairs, builder.n_workers()) : most_rows(engine);
+    // Experts have few columns each, so that finding them and bringing them near tells; but experts differ in weight.
+    while (!few && rows > panel_rows(engine) && ceil_div(m, rows) * n_experts < 32 * builder.n_workers()) rows /= 2;
     const int64_t items = ceil_div(m, rows) * (few ? n_pairs : n_experts);
     Step& step = builder.add_bare(few ? run_pairs : run_experts, &node, items, m * k / 8 * n_pairs);
     step.src[0] = &w;
