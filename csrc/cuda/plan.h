@@ -1,0 +1,127 @@
+// Compiling a graph for a CUDA device: nodes become launches of kernels, in the order of the graph on one stream.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "core/status.h"
+#include "core/tensor.h"
+#include "cuda/args.h"
+#include "graph/graph.h"
+
+namespace ggr {
+namespace cuda {
+
+class PlanBuilder;
+
+// Turn one node into launches. False if there is no kernel for it (nothing was added then): it runs on the CPU.
+using PrepareFn = bool (*)(PlanBuilder& builder, const Tensor& node);
+// Try to turn graph.nodes[i], graph.nodes[i + 1], ... into fused launches; returns how many nodes it took, 0 for none.
+using FuseFn = uint32_t (*)(PlanBuilder& builder, uint32_t i);
+
+// A kernel: a file of csrc/cuda/kernels without its suffix, and an expression that names a function of namespace
+// ggr::cuda in it, as in "rms_norm<256>".
+struct KernelName {
+    const char* file;
+    const char* expression;
+};
+// Takes the names of all kernels that a family may ask for.
+using KernelSink = void (*)(void* context, KernelName);
+
+// What families fill in.
+struct OpTable {
+    PrepareFn prepare[OP_COUNT_];
+    FuseFn fuse[OP_COUNT_];  // tried first, by the op of the chain's first node
+};
+struct Family {
+    void (*enter)(OpTable&);
+    void (*list_kernels)(void* context, KernelSink);
+};
+// All of them (families.cpp has the list).
+const Family* families(size_t* count);
+
+struct Grid {
+    uint32_t x, y, z;
+};
+
+// What the families may know of the device.
+struct Hardware {
+    int capability;       // 75 for sm_75
+    int multiprocessors;
+    int shared_bytes;     // that a block may ask for
+    uint64_t l2_bytes;
+};
+
+struct Launch {
+    uint32_t kernel;  // index in the device's table of loaded kernels
+    Grid grid;
+    uint32_t threads;
+    uint32_t shared_bytes;
+    uint32_t args;  // offset in PlanData::args
+    uint32_t args_bytes;
+    uint32_t node;  // the last node that it completes
+};
+
+class PlanBuilder {
+  public:
+    const Graph& graph() const;
+    const Hardware& hardware() const;
+
+    // Add a launch. `expression` as printf formats it. Args: a plain struct as the kernel takes it.
+    template <class Args, class... Values>
+    void launch(const Tensor& node, Grid grid, int threads, int shared_bytes, const Args& args, const char* file,
+                const char* expression, Values... values) {
+        static_assert(std::is_trivially_copyable<Args>::value && sizeof(Args) <= MAX_ARGS, "plain and small");
+        char name[256];
+        if constexpr (sizeof...(Values) == 0) {
+            add(node, grid, threads, shared_bytes, &args, sizeof args, file, expression);
+        } else {
+            std::snprintf(name, sizeof name, expression, values...);
+            add(node, grid, threads, shared_bytes, &args, sizeof args, file, name);
+        }
+    }
+
+    // Reserve scratch for the launches of the present node (or fused chain); 256-byte aligned address on the device.
+    uint8_t* scratch(uint64_t bytes);
+    // The source's number among node.src, for messages about the indices in it.
+    FaultSite fault_site(const Tensor& node, int source) const;
+
+    // Address of `src` already converted to `format` (the family's own numbering) and still valid, or nullptr.
+    uint8_t* find_activation(const Tensor& src, int format) const;
+    // Remember that `src` in `format` lies at `at` from now on; the scratch stays reserved until src is overwritten.
+    void keep_activation(const Tensor& src, int format, uint8_t* at, uint64_t bytes);
+
+    // The result of `node` may stay unwritten: only `uses` sources inside the fused chain read it, the client's graph
+    // has no further use, it is no output, and nothing views it.
+    bool can_elide(const Tensor& node, int uses) const;
+    // Byte ranges of the two tensors overlap.
+    static bool overlap(const Tensor& a, const Tensor& b);
+
+  private:
+    void add(const Tensor& node, Grid grid, int threads, int shared_bytes, const void* args, size_t args_bytes,
+             const char* file, const char* expression);
+};
+
+static inline View view_of(const Tensor& t) {
+    View v;
+    v.data = t.data;
+    for (int i = 0; i < 4; ++i) {
+        v.ne[i] = t.ne[i];
+        v.nb[i] = t.nb[i];
+    }
+    return v;
+}
+
+// For 1 <= divisor < 2^31.
+static inline Divisor divisor_of(uint32_t divisor) {
+    uint32_t shift = 0;
+    while (shift < 32 && (uint64_t{1} << shift) < divisor) ++shift;
+    const uint64_t multiplier = ((uint64_t{1} << 32) * ((uint64_t{1} << shift) - divisor)) / divisor + 1;
+    return {divisor, static_cast<uint32_t>(multiplier), shift};
+}
+
+}  // namespace cuda
+}  // namespace ggr
