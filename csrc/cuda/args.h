@@ -1,7 +1,8 @@
 // What kernels are given: plain structs, the same for the compiler of the host and the one of the GPU.
 //
 // A kernel takes one struct by value, at most MAX_ARGS bytes. So a launch is a name, a grid and some bytes, a captured
-// graph is updated by replacing those bytes, and a kernel that was compiled for the host is called with a pointer to them.
+// graph is updated by replacing those bytes, and a kernel that was compiled for the host is called with a pointer to
+// them.
 #pragma once
 
 #ifndef __CUDACC_RTC__
@@ -49,8 +50,8 @@ struct FaultSite {
     int32_t source;
 };
 
-// Quotient and remainder by a divisor that is fixed at launch, for dividends below 2^31 (Granlund and Montgomery, 1994):
-// a multiplication where the hardware has no division.
+// Quotient and remainder by a divisor that is fixed at launch, for dividends below 2^31 (Granlund and Montgomery,
+// 1994): a multiplication where the hardware has no division.
 struct Divisor {
     uint32_t divisor, multiplier, shift;
 };

@@ -27,47 +27,47 @@ constexpr CUresult CUDA_ERROR_OUT_OF_MEMORY = 2;
 constexpr CUresult CUDA_ERROR_NOT_READY = 600;
 
 // X(name, parameters): the order is the order in the table.
-#define GGR_CUDA_DRIVER(X)                                                                                             \
-    X(cuGetErrorName, (CUresult, const char**))                                                                        \
-    X(cuGetErrorString, (CUresult, const char**))                                                                      \
-    X(cuDeviceGetAttribute, (int*, int, CUdevice))                                                                     \
-    X(cuDeviceTotalMem, (size_t*, CUdevice))                                                                           \
-    X(cuCtxCreate, (CUcontext*, unsigned, CUdevice))                                                                   \
-    X(cuCtxDestroy, (CUcontext))                                                                                       \
-    X(cuCtxSetCurrent, (CUcontext))                                                                                    \
-    X(cuMemGetInfo, (size_t*, size_t*))                                                                                \
-    X(cuMemAlloc, (CUdeviceptr*, size_t))                                                                              \
-    X(cuMemFree, (CUdeviceptr))                                                                                        \
-    X(cuMemHostAlloc, (void**, size_t, unsigned))                                                                      \
-    X(cuMemHostGetDevicePointer, (CUdeviceptr*, void*, unsigned))                                                      \
-    X(cuMemFreeHost, (void*))                                                                                          \
-    X(cuMemcpyHtoDAsync, (CUdeviceptr, const void*, size_t, CUstream))                                                 \
-    X(cuMemcpyDtoHAsync, (void*, CUdeviceptr, size_t, CUstream))                                                       \
-    X(cuMemcpyDtoDAsync, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                 \
-    X(cuMemcpyPeerAsync, (CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream))                           \
-    X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                 \
-    X(cuStreamCreate, (CUstream*, unsigned))                                                                           \
-    X(cuStreamDestroy, (CUstream))                                                                                     \
-    X(cuStreamSynchronize, (CUstream))                                                                                 \
-    X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                                \
-    X(cuStreamBeginCapture, (CUstream, int))                                                                           \
-    X(cuStreamEndCapture, (CUstream, CUgraph*))                                                                        \
-    X(cuEventCreate, (CUevent*, unsigned))                                                                             \
-    X(cuEventDestroy, (CUevent))                                                                                       \
-    X(cuEventRecord, (CUevent, CUstream))                                                                              \
-    X(cuEventQuery, (CUevent))                                                                                         \
-    X(cuEventSynchronize, (CUevent))                                                                                   \
-    X(cuEventElapsedTime, (float*, CUevent, CUevent))                                                                  \
-    X(cuModuleLoadData, (CUmodule*, const void*))                                                                      \
-    X(cuModuleUnload, (CUmodule))                                                                                      \
-    X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                                                       \
-    X(cuFuncSetAttribute, (CUfunction, int, int))                                                                      \
-    X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,     \
-                       void**, void**))                                                                                \
-    X(cuGraphInstantiate, (CUgraphExec*, CUgraph, unsigned long long))                                                 \
-    X(cuGraphExecUpdate, (CUgraphExec, CUgraph, void*))                                                                \
-    X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                          \
-    X(cuGraphDestroy, (CUgraph))                                                                                       \
+#define GGR_CUDA_DRIVER(X)                                                                                          \
+    X(cuGetErrorName, (CUresult, const char**))                                                                     \
+    X(cuGetErrorString, (CUresult, const char**))                                                                   \
+    X(cuDeviceGetAttribute, (int*, int, CUdevice))                                                                  \
+    X(cuDeviceTotalMem, (size_t*, CUdevice))                                                                        \
+    X(cuCtxCreate, (CUcontext*, unsigned, CUdevice))                                                                \
+    X(cuCtxDestroy, (CUcontext))                                                                                    \
+    X(cuCtxSetCurrent, (CUcontext))                                                                                 \
+    X(cuMemGetInfo, (size_t*, size_t*))                                                                             \
+    X(cuMemAlloc, (CUdeviceptr*, size_t))                                                                           \
+    X(cuMemFree, (CUdeviceptr))                                                                                     \
+    X(cuMemHostAlloc, (void**, size_t, unsigned))                                                                   \
+    X(cuMemHostGetDevicePointer, (CUdeviceptr*, void*, unsigned))                                                   \
+    X(cuMemFreeHost, (void*))                                                                                       \
+    X(cuMemcpyHtoDAsync, (CUdeviceptr, const void*, size_t, CUstream))                                              \
+    X(cuMemcpyDtoHAsync, (void*, CUdeviceptr, size_t, CUstream))                                                    \
+    X(cuMemcpyDtoDAsync, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                              \
+    X(cuMemcpyPeerAsync, (CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream))                        \
+    X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                              \
+    X(cuStreamCreate, (CUstream*, unsigned))                                                                        \
+    X(cuStreamDestroy, (CUstream))                                                                                  \
+    X(cuStreamSynchronize, (CUstream))                                                                              \
+    X(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                             \
+    X(cuStreamBeginCapture, (CUstream, int))                                                                        \
+    X(cuStreamEndCapture, (CUstream, CUgraph*))                                                                     \
+    X(cuEventCreate, (CUevent*, unsigned))                                                                          \
+    X(cuEventDestroy, (CUevent))                                                                                    \
+    X(cuEventRecord, (CUevent, CUstream))                                                                           \
+    X(cuEventQuery, (CUevent))                                                                                      \
+    X(cuEventSynchronize, (CUevent))                                                                                \
+    X(cuEventElapsedTime, (float*, CUevent, CUevent))                                                               \
+    X(cuModuleLoadData, (CUmodule*, const void*))                                                                   \
+    X(cuModuleUnload, (CUmodule))                                                                                   \
+    X(cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                                                    \
+    X(cuFuncSetAttribute, (CUfunction, int, int))                                                                   \
+    X(cuLaunchKernel,                                                                                               \
+      (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
+    X(cuGraphInstantiate, (CUgraphExec*, CUgraph, unsigned long long))                                              \
+    X(cuGraphExecUpdate, (CUgraphExec, CUgraph, void*))                                                             \
+    X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                       \
+    X(cuGraphDestroy, (CUgraph))                                                                                    \
     X(cuGraphExecDestroy, (CUgraphExec))
 
 struct Driver {

@@ -3,8 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <cstdio>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -15,6 +16,7 @@
 namespace ggr {
 namespace cuda {
 
+class KernelTable;
 class PlanBuilder;
 
 // Turn one node into launches. False if there is no kernel for it (nothing was added then): it runs on the CPU.
@@ -49,26 +51,46 @@ struct Grid {
 
 // What the families may know of the device.
 struct Hardware {
-    int capability;       // 75 for sm_75
+    int capability;  // 75 for sm_75
     int multiprocessors;
-    int shared_bytes;     // that a block may ask for
+    int shared_bytes;  // that a block may ask for
     uint64_t l2_bytes;
 };
 
 struct Launch {
-    uint32_t kernel;  // index in the device's table of loaded kernels
+    uint32_t kernel;  // index in the device's KernelTable
     Grid grid;
     uint32_t threads;
     uint32_t shared_bytes;
     uint32_t args;  // offset in PlanData::args
     uint32_t args_bytes;
-    uint32_t node;  // the last node that it completes
+    uint32_t node;  // number of its node in the graph
+};
+
+// A stretch of the plan that runs on one side: launches [begin, end), or PlanData::cpu_nodes [begin, end).
+struct Part {
+    bool on_cpu;
+    uint32_t begin, end;
+};
+
+struct PlanData {
+    std::vector<Launch> launches;
+    std::vector<uint8_t> args;
+    std::vector<uint32_t> relocations;  // offsets in args of addresses of scratch, counted from scratch_base
+    std::vector<Part> parts;
+    std::vector<uint32_t> cpu_nodes;
+    uint64_t scratch_base = 0;
+    uint64_t scratch_bytes = 0;
 };
 
 class PlanBuilder {
   public:
-    const Graph& graph() const;
-    const Hardware& hardware() const;
+    // `fault`: address on the device of the plan's fault word.
+    PlanBuilder(const Graph& graph, const OpTable& ops, const Hardware& hardware, KernelTable& kernels, Fault* fault);
+    void build(PlanData* out);  // once; moves the result out
+
+    const Graph& graph() const { return graph_; }
+    const Hardware& hardware() const { return hardware_; }
 
     // Add a launch. `expression` as printf formats it. Args: a plain struct as the kernel takes it.
     template <class Args, class... Values>
@@ -84,14 +106,17 @@ class PlanBuilder {
         }
     }
 
-    // Reserve scratch for the launches of the present node (or fused chain); 256-byte aligned address on the device.
+    // Reserve scratch for the launches of the present node (or fused chain); 256-byte aligned. The address stands for
+    // one that is known when the plan runs: pass it on in args (at a multiple of 8 bytes), also with something added.
     uint8_t* scratch(uint64_t bytes);
     // The source's number among node.src, for messages about the indices in it.
     FaultSite fault_site(const Tensor& node, int source) const;
 
-    // Address of `src` already converted to `format` (the family's own numbering) and still valid, or nullptr.
-    uint8_t* find_activation(const Tensor& src, int format) const;
-    // Remember that `src` in `format` lies at `at` from now on; the scratch stays reserved until src is overwritten.
+    // Address of `src` already converted to `format` (the family's own numbering) and still valid, or nullptr. It stays
+    // valid for the launches of the present node.
+    uint8_t* find_activation(const Tensor& src, int format);
+    // Remember that `src` in `format` lies at `at` (of scratch) from now on, until src is overwritten or the scratch is
+    // needed for a later node.
     void keep_activation(const Tensor& src, int format, uint8_t* at, uint64_t bytes);
 
     // The result of `node` may stay unwritten: only `uses` sources inside the fused chain read it, the client's graph
@@ -101,8 +126,35 @@ class PlanBuilder {
     static bool overlap(const Tensor& a, const Tensor& b);
 
   private:
+    struct Activation {
+        const Tensor* src;
+        int format;
+        uint64_t offset, bytes;
+        uint32_t kept, found;  // steps in which it was kept and last asked for
+    };
+    struct Mark {
+        size_t launches, args, relocations, activations;
+    };
+
     void add(const Tensor& node, Grid grid, int threads, int shared_bytes, const void* args, size_t args_bytes,
              const char* file, const char* expression);
+    uint32_t step(uint32_t i);
+    void overwritten(const Tensor& node, uint32_t kept_before);
+    void roll_back(const Mark& mark);
+    uint64_t taken_end(uint64_t begin, uint64_t end) const;
+
+    const Graph& graph_;
+    const OpTable& ops_;
+    const Hardware& hardware_;
+    KernelTable& kernels_;
+    Fault* const fault_;
+    PlanData out_;
+    std::vector<Activation> activations_;
+    std::vector<std::pair<uint64_t, uint64_t>> step_scratch_;  // begin and end of what the present step reserved
+    std::vector<uint8_t> viewed_;                              // tensor i is a view_src of another
+    uint64_t scratch_cursor_ = 0;
+    uint32_t node_ = 0;  // number of the present node
+    uint32_t step_ = 0;
 };
 
 static inline View view_of(const Tensor& t) {
