@@ -135,6 +135,7 @@ GGR_DEVICE uint32_t pack_halves(float lo, float hi) { return float_to_half(lo) |
 
 GGR_DEVICE float fused_add(float a, float b, float c) { return fmaf(a, b, c); }  // a * b + c
 GGR_DEVICE float square_root(float x) { return sqrtf(x); }
+GGR_DEVICE double square_root(double x) { return sqrt(x); }
 GGR_DEVICE float inverse_root(float x) { return rsqrtf(x); }
 GGR_DEVICE float exponential(float x) { return expf(x); }
 GGR_DEVICE float exponential_fast(float x) { return __expf(x); }  // 2 ulp and more for large x

@@ -1,0 +1,14 @@
+// The families of kernels: each file of this folder defines one and names it here.
+#pragma once
+
+#include "cuda/plan.h"
+
+namespace ggr {
+namespace cuda {
+
+extern const Family ELEMENTWISE;
+extern const Family UNARY;
+extern const Family NORM;
+
+}  // namespace cuda
+}  // namespace ggr
