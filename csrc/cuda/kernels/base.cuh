@@ -14,7 +14,7 @@ namespace cuda {
 #define GGR_KERNEL __global__ void
 #define GGR_DEVICE static __device__ __forceinline__
 #define GGR_CONST static __device__ const
-#define GGR_SHARED __shared__
+#define GGR_SHARED __shared__ __align__(16)
 #define GGR_UNROLL _Pragma("unroll")
 // At most `threads` a block and, if it matters, at least `blocks` blocks a multiprocessor at once.
 #define GGR_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
