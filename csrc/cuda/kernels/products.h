@@ -1,0 +1,75 @@
+// Arguments of the kernels of matrix products, and how activations lie in memory once they are converted for them.
+#pragma once
+
+#include "cuda/args.h"
+
+namespace ggr {
+namespace cuda {
+
+// Formats of converted activations. A row of K elements (Kp: K rounded up to 32; what is beyond K is 0) takes:
+//   Q8    Kp signed bytes, then for each 32 four floats: scale d, d * sum of the first 16, of the second 16, 0
+//   F16   Kp halves of x * 2^e, then 2^-e as f32 (and 12 bytes): no row overflows, whatever its magnitude
+//   BF16  Kp bf16
+//   F32   Kp floats
+enum ActivationFormat : int32_t { ACTIVATION_Q8 = 1, ACTIVATION_F16, ACTIVATION_BF16, ACTIVATION_F32 };
+
+constexpr int64_t padded_row(int64_t k) { return (k + 31) / 32 * 32; }
+constexpr int64_t activation_bytes(int32_t format, int64_t k) {
+    return format == ACTIVATION_Q8     ? padded_row(k) / 2 * 3
+           : format == ACTIVATION_F16  ? padded_row(k) * 2 + 16
+           : format == ACTIVATION_BF16 ? padded_row(k) * 2
+                                       : padded_row(k) * 4;
+}
+
+struct ConvertArgs {
+    View x;
+    uint8_t* to;
+    int64_t stride;  // activation_bytes
+};
+
+// dst[m, columns] = w[k, m]^T x[k, columns], for matrices (w2, w3) of the weights. Column c of such a matrix is row
+// (i1, w2 * r2 + t % r2, w3 * r3 + t / r2) of the activations, c = i1 + x_ne1 * t. Of a product by id column c is the
+// c-th of its expert's pairs (token, slot).
+struct ProductArgs {
+    const uint8_t* w;
+    int64_t w_nb[3];  // of dimensions 1, 2, 3
+    const uint8_t* x;
+    int64_t x_nb[3];
+    uint8_t* dst;
+    int64_t dst_nb[3];
+    int32_t k, m, columns;
+    int32_t w_ne2, x_ne1, r2, r3;
+    Divisor by_x_ne1, by_r2;
+    int32_t split;   // warps that share the rows of a warp (vector products)
+    int32_t packed;  // rows of w can be copied 16 bytes at a time
+
+    // Products by id.
+    const uint8_t* ids;
+    int64_t ids_nb[2];
+    int32_t slots, experts;
+    int32_t absent_is_zero;
+    FaultSite site;
+    const int32_t* pairs;  // sorted by expert
+    const int32_t* tiles;  // three numbers a tile: expert, first of its pairs, their number
+};
+
+// Pairs (token, slot) by expert: `pairs` gets their numbers, `tiles` up to `max_tiles` descriptions of at most `width`
+// pairs each; those not needed have no pairs.
+struct SortArgs {
+    const uint8_t* ids;
+    int64_t ids_nb[2];
+    int32_t slots, n_pairs, experts, absent_is_zero;
+    int32_t width, max_tiles;
+    FaultSite site;
+    int32_t* pairs;
+    int32_t* tiles;
+};
+constexpr int MAX_EXPERTS = 2047;  // that the sorting block counts in shared memory
+
+// Sizes of the kernels, for the host.
+constexpr int VECTOR_THREADS = 128, VECTOR_ROWS = 2;  // rows a warp
+constexpr int TILE_THREADS = 256, TILE_ROWS = 128;
+constexpr int PLAIN_TILE = 64;  // rows and columns of a tile of f32
+
+}  // namespace cuda
+}  // namespace ggr
