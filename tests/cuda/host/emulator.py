@@ -51,6 +51,7 @@ class _Launch(ctypes.Structure):
         ("threads", ctypes.c_uint32),
         ("shared_bytes", ctypes.c_uint32),
         ("args", ctypes.c_void_p),
+        ("owner", ctypes.c_int),
     )
 
 

@@ -176,11 +176,14 @@ void check_slowly(uintptr_t at, size_t bytes, bool write, const void* instructio
     const char* what = write ? "writes " : "reads ";
     std::lock_guard<std::mutex> lock(allocations_lock);
     const Allocation* a = before(at);
-    if (a && at - a->at + bytes <= a->bytes + (write ? 0 : a->slack)) {
+    const bool foreign =
+        a && a->kind == GGR_DEVICE_MEMORY && block.launch->owner != 0 && a->owner != block.launch->owner;
+    if (a && !foreign && at - a->at + bytes <= a->bytes + (write ? 0 : a->slack)) {
         cached[at >> 12 & 3] = *a;
         return;
     }
     std::string text = what + std::to_string(bytes) + " bytes ";
+    if (foreign) text += "of another context's memory, ";
     if (a && at - a->at < a->bytes + (size_t{1} << 16)) {
         text += "at " + std::to_string(at - a->at) + " of an allocation of " + std::to_string(a->bytes) + " bytes";
     } else if (at >= arena && at < arena_end) {

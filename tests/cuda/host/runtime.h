@@ -55,6 +55,7 @@ struct GgrLaunch {
     uint32_t threads;
     uint32_t shared_bytes;
     const void* args;
+    int owner;  // whose device memory it may use; 0: anybody's
 };
 // 0, or -1 with the message in ggr_failure().
 int ggr_launch(const GgrLaunch* launch);
