@@ -1,6 +1,6 @@
-// Code books of the IQ types: the number of the value at each place of an entry, two bits a place where an entry has eight
-// places of three values, four bits where it has four of eight; unpacked when this is compiled. Read by the compilers of the
-// host and of the GPU (which has no <cstdint>: cuda/args.h comes first there).
+// Code books of the IQ types: the number of the value at each place of an entry, two bits a place where an entry has
+// eight places of three values, four bits where it has four of eight; unpacked when this is compiled. Read by the
+// compilers of the host and of the GPU (which has no <cstdint>: cuda/args.h comes first there).
 #pragma once
 
 #ifndef __CUDACC_RTC__
@@ -383,13 +383,18 @@ constexpr uint8_t IQ3_XXS_VALUES[] = {4, 12, 20, 28, 36, 44, 52, 62}, IQ3_S_VALU
 }  // namespace code_books
 
 // Eight bytes an entry, the first in the low byte. IQ2: magnitudes 8, 25, 43. IQ1: 8, 16, 24 for -1, 0, 1.
-constexpr CodeBook<uint64_t, 256> IQ2_XXS_BOOK = code_books::unpack<uint64_t>(code_books::PACKED_IQ2_XXS, code_books::IQ2_VALUES);
-constexpr CodeBook<uint64_t, 512> IQ2_XS_BOOK = code_books::unpack<uint64_t>(code_books::PACKED_IQ2_XS, code_books::IQ2_VALUES);
-constexpr CodeBook<uint64_t, 1024> IQ2_S_BOOK = code_books::unpack<uint64_t>(code_books::PACKED_IQ2_S, code_books::IQ2_VALUES);
-constexpr CodeBook<uint64_t, 2048> IQ1_BOOK = code_books::unpack<uint64_t>(code_books::PACKED_IQ1, code_books::IQ1_VALUES);
+constexpr CodeBook<uint64_t, 256> IQ2_XXS_BOOK =
+    code_books::unpack<uint64_t>(code_books::PACKED_IQ2_XXS, code_books::IQ2_VALUES);
+constexpr CodeBook<uint64_t, 512> IQ2_XS_BOOK =
+    code_books::unpack<uint64_t>(code_books::PACKED_IQ2_XS, code_books::IQ2_VALUES);
+constexpr CodeBook<uint64_t, 1024> IQ2_S_BOOK =
+    code_books::unpack<uint64_t>(code_books::PACKED_IQ2_S, code_books::IQ2_VALUES);
+constexpr CodeBook<uint64_t, 2048> IQ1_BOOK =
+    code_books::unpack<uint64_t>(code_books::PACKED_IQ1, code_books::IQ1_VALUES);
 // Four bytes an entry. XXS: magnitudes 4, 12, 20, 28, 36, 44, 52, 62. S: 1, 3, .. 15.
 constexpr CodeBook<uint32_t, 256> IQ3_XXS_BOOK =
     code_books::unpack<uint32_t>(code_books::PACKED_IQ3_XXS, code_books::IQ3_XXS_VALUES);
-constexpr CodeBook<uint32_t, 512> IQ3_S_BOOK = code_books::unpack<uint32_t>(code_books::PACKED_IQ3_S, code_books::IQ3_S_VALUES);
+constexpr CodeBook<uint32_t, 512> IQ3_S_BOOK =
+    code_books::unpack<uint32_t>(code_books::PACKED_IQ3_S, code_books::IQ3_S_VALUES);
 
 }  // namespace ggr

@@ -9,6 +9,7 @@ const Family* families(size_t* count) {
         ELEMENTWISE,
         UNARY,
         NORM,
+        MATMUL,
     };
     *count = list.size();
     return list.data();

@@ -9,6 +9,7 @@ namespace cuda {
 extern const Family ELEMENTWISE;
 extern const Family UNARY;
 extern const Family NORM;
+extern const Family MATMUL;
 
 }  // namespace cuda
 }  // namespace ggr

@@ -36,7 +36,7 @@ GGR_KERNEL GGR_BOUNDS(256, 1) activations_q8(const ConvertArgs a) {
         for (int m = 8; m > 0; m >>= 1) sum += shuffle_xor(sum, m);
         const int32_t second = shuffle(sum, 16);
         if (lane() < 4) {
-            const float v = lane() == 0 ? d
+            const float v = lane() == 0   ? d
                             : lane() == 1 ? d * static_cast<float>(sum)
                             : lane() == 2 ? d * static_cast<float>(second)
                                           : 0.0f;
@@ -45,8 +45,8 @@ GGR_KERNEL GGR_BOUNDS(256, 1) activations_q8(const ConvertArgs a) {
     }
 }
 
-// Halves, multiplied by the power of two that puts the row's largest magnitude between 128 and 256: neither it nor what is
-// 2^-22 of it leaves the normal range.
+// Halves, multiplied by the power of two that puts the row's largest magnitude between 128 and 256: neither it nor what
+// is 2^-22 of it leaves the normal range.
 template <class X>
 GGR_KERNEL GGR_BOUNDS(256, 1) activations_f16(const ConvertArgs a) {
     GGR_SHARED float parts[WARP];

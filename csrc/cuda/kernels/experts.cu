@@ -1,5 +1,5 @@
-// Pairs of token and expert sorted by expert, for the tiles of MUL_MAT_ID. One block counts, adds up and places: the floor
-// is two reads of the ids; a launch costs more. The order within an expert is open, and no result depends on it.
+// Pairs of token and expert sorted by expert, for the tiles of MUL_MAT_ID. One block counts, adds up and places: the
+// floor is two reads of the ids; a launch costs more. The order within an expert is open, and no result depends on it.
 #include "cuda/kernels/base.cuh"
 #include "cuda/kernels/products.h"
 

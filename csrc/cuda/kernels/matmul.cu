@@ -1,9 +1,9 @@
-// Products of weights with many columns by tensor cores: tiles of TILE_ROWS rows by 16 to 128 columns, 32 elements a step,
-// two steps in shared memory. Sums in f32.
+// Products of weights with many columns by tensor cores: tiles of TILE_ROWS rows by 32 or 128 columns, 32 elements a
+// step, two steps in shared memory. Sums in f32.
 //
-// F16 weights and quantised ones (as halves: 11 bits hold every code, and the rounding of the scaled value is a tenth of
-// what activations of 8 bits would lose) meet activations in half with a scale a row; BF16 weights meet bf16.
-// Floor: 2 m n k operations over the rate of the tensor cores (mma.sync reaches about 60 % of a Hopper's); unpacking is 60
+// F16 weights and quantised ones (as halves: 11 bits hold every code, and the rounding of the scaled value is a tenth
+// of what activations of 8 bits would lose) meet activations in half with a scale a row; BF16 weights meet bf16. Floor:
+// 2 m n k operations over the rate of the tensor cores (mma.sync reaches about 60 % of a Hopper's); unpacking is 60
 // instructions for 16 elements, against 8 products of 16 x 8 x 16 a warp for the same elements and 128 columns.
 #include "cuda/kernels/place.cuh"
 #include "cuda/kernels/plain.cuh"
@@ -108,10 +108,10 @@ GGR_DEVICE Column column_of_tile(const ProductArgs& a, const TileColumns& t, int
     return t.pairs != nullptr ? column_of_pair(a, t.pairs[c]) : column_of_matrix(a, t.first + c, t.w2, t.w3);
 }
 
-// Warps: 8 / (N / 32 or 1) along the rows, N / 32 along the columns. N: 16, 32, 64, 128.
+// Warps: N / 32 along the columns, the others of the 8 along the rows. N: 32 or 128.
 template <class Rows, int N>
-GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 1) tiles(const ProductArgs a) {
-    constexpr int WARPS_N = N > 32 ? N / 32 : 1, WARPS_M = 8 / WARPS_N;
+GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
+    constexpr int WARPS_N = N / 32, WARPS_M = 8 / WARPS_N;
     constexpr int WM = TILE_ROWS / WARPS_M, WN = N / WARPS_N, MM = WM / 16, NN = WN / 8;
     GGR_SHARED uint16_t shared_w[2][TILE_ROWS][PITCH];
     GGR_SHARED uint16_t shared_x[2][N][PITCH];
@@ -133,7 +133,7 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 1) tiles(const ProductArgs a) {
     const uint8_t* const w = t.w + (row0 + w_row < a.m ? row0 + w_row : a.m - 1) * a.w_nb[0];
     const bool packed = a.packed != 0;
     const int steps = t.empty ? 0 : (a.k + STEP - 1) / STEP;
-    constexpr int X_LOADS = N * 4 / TILE_THREADS > 0 ? N * 4 / TILE_THREADS : 1;
+    constexpr int X_LOADS = N > TILE_THREADS / 4 ? N * 4 / TILE_THREADS : 1;
     const auto fetch_x = [&](int step, int buffer) {
         GGR_UNROLL
         for (int i = 0; i < X_LOADS; ++i) {
@@ -207,8 +207,8 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 1) tiles(const ProductArgs a) {
     }
 }
 
-// Weights in plain types, all in f32: tiles of 64 x 64, 16 sums a thread. Floor: m n k multiply-adds over the rate of the
-// f32 units. For F32 weights, and for BF16 where the tensor cores do not know it.
+// Weights in plain types, all in f32: tiles of 64 x 64, 16 sums a thread. Floor: m n k multiply-adds over the rate of
+// the f32 units. For F32 weights, and for BF16 where the tensor cores do not know it.
 template <class W>
 GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
     constexpr int K = 16;
@@ -234,7 +234,8 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
             const int e = k0 + thread % 16, line = thread / 16 + 16 * i;
             const int row = row0 + line < a.m ? row0 + line : a.m - 1;
             shared_w[thread % 16][line] =
-                e < k ? element<W>(t.w + row * a.w_nb[0] + static_cast<int64_t>(e) * static_cast<int64_t>(sizeof(typename W::Bits)))
+                e < k ? element<W>(t.w + row * a.w_nb[0] +
+                                   static_cast<int64_t>(e) * static_cast<int64_t>(sizeof(typename W::Bits)))
                       : 0.0f;
             shared_x[thread % 16][line] = e < k ? element<F32>(column_x[line] + 4 * static_cast<int64_t>(e)) : 0.0f;
         }

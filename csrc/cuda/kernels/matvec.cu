@@ -1,9 +1,9 @@
 // Products of weights with one to eight columns, streaming the weights once.
-// Floor: bytes of the weights over memory bandwidth; about 45 instructions for 16 bytes of a four-bit type and a column,
-// of the 100 or so that an H100 has time for.
+// Floor: bytes of the weights over memory bandwidth; about 45 instructions for 16 bytes of a four-bit type and a
+// column, of the 100 or so that an H100 has time for.
 //
-// A warp takes VECTOR_ROWS rows, so that a column's activations are loaded once for both; `split` warps of a block may share
-// them where rows are few and long. Grid: x blocks of rows, y pairs of a product by id, z matrices.
+// A warp takes VECTOR_ROWS rows, so that a column's activations are loaded once for both; `split` warps of a block may
+// share them where rows are few and long. Grid: x blocks of rows, y pairs of a product by id, z matrices.
 #include "cuda/kernels/place.cuh"
 #include "cuda/kernels/plain.cuh"
 #include "cuda/types/all.cuh"
@@ -148,7 +148,8 @@ GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_plain(const ProductArgs a) {
                 const Bytes16 v = load16(t.w[r] + 16 * static_cast<int64_t>(i));
                 GGR_UNROLL
                 for (int j = 0; j < PER; ++j)
-                    w[r][j] = W::get(static_cast<typename W::Bits>(SIZE == 4 ? v.word[j % 4] : v.word[j / 2] >> 16 * (j % 2)));
+                    w[r][j] = W::get(
+                        static_cast<typename W::Bits>(SIZE == 4 ? v.word[j % 4] : v.word[j / 2] >> 16 * (j % 2)));
             }
             GGR_UNROLL
             for (int c = 0; c < N; ++c) {

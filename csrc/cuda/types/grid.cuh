@@ -1,6 +1,6 @@
-// IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M: entries of code books (core/code_books.h), eight or four elements
-// each. IQ2 and IQ3 store magnitudes and signs apart, IQ1 shifts -1, 0, 1 by an eighth up or down; here that is 8 v + 1 or
-// 8 v - 1. Pieces lie in order; a unit is a group of 32.
+// IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M: entries of code books (core/code_books.h), eight or four
+// elements each. IQ2 and IQ3 store magnitudes and signs apart, IQ1 shifts -1, 0, 1 by an eighth up or down; here that
+// is 8 v + 1 or 8 v - 1. Pieces lie in order; a unit is a group of 32.
 #pragma once
 
 #include "core/code_books.h"
@@ -76,8 +76,7 @@ struct IQ3_XXS : OrderedBlock<256, 98, 2, 2, true> {
     GGR_DEVICE Piece load(const uint8_t* block, int unit, int part) {
         Piece p;
         const uint32_t q = load4_from2(block + 2 + 8 * unit + 4 * part), s = load4_from2(block + 66 + 4 * unit);
-        const uint32_t signs =
-            even_signs(s >> 14 * part & 127) | even_signs(s >> (14 * part + 7) & 127) << 8;
+        const uint32_t signs = even_signs(s >> 14 * part & 127) | even_signs(s >> (14 * part + 7) & 127) << 8;
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = with_signs(IQ3_XXS_BOOK.entries[q >> 8 * i & 255], signs >> 4 * i);
         p.scale = 0.25f * half_at(block) * odd(s >> 28);

@@ -40,8 +40,8 @@ struct Q3_K : ShiftedBlock<110, 2, false> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i)
             p.codes[i] = minus4((q[i] >> 2 * part & 0x03030303u) | (high[i] >> bit & 0x01010101u) << 2, 4);
-        // 16 scales of 6 bits, raised by 32: low nibbles of bytes 0 .. 7, then their high ones; upper bits of scale i at
-        // 2 (i / 4) of byte 8 + i % 4.
+        // 16 scales of 6 bits, raised by 32: low nibbles of bytes 0 .. 7, then their high ones; upper bits of scale i
+        // at 2 (i / 4) of byte 8 + i % 4.
         const int i = 8 * (unit / 2) + 2 * part + unit % 2;
         const uint8_t* s = block + 96;
         const int scale = (s[i % 8] >> 4 * (i / 8) & 15) | (s[8 + i % 4] >> 2 * (i / 4) & 3) << 4;
@@ -60,8 +60,9 @@ struct PairedBlock {
     GGR_DEVICE int unit_of(int piece) { return piece / 4; }
     GGR_DEVICE int part_of(int piece) { return piece % 4; }
 
-    // Scales and minima of 6 bits: bytes 0 .. 3 scales 0 .. 3, bytes 4 .. 7 minima 0 .. 3; nibbles of bytes 8 .. 11 the low
-    // bits of those of groups 4 .. 7, whose high two lie on top of bytes 0 .. 7. One load of 16 bytes has d and dmin too.
+    // Scales and minima of 6 bits: bytes 0 .. 3 scales 0 .. 3, bytes 4 .. 7 minima 0 .. 3; nibbles of bytes 8 .. 11 the
+    // low bits of those of groups 4 .. 7, whose high two lie on top of bytes 0 .. 7. One load of 16 bytes has d and
+    // dmin too.
     GGR_DEVICE void scales(const uint8_t* block, int group, Piece& p) {
         uint32_t head[4];
         words_at16(block, head);
@@ -100,8 +101,8 @@ struct Q5_K : PairedBlock<176> {
     }
 };
 
-// Unit `half * 2 + side`: part k is quarter k of a half of 128, bytes 32 (k % 2) of the low bits, nibble k / 2, and bits
-// 2 k of the high ones.
+// Unit `half * 2 + side`: part k is quarter k of a half of 128, bytes 32 (k % 2) of the low bits, nibble k / 2, and
+// bits 2 k of the high ones.
 struct Q6_K {
     static constexpr int ELEMENTS = 256, BYTES = 210, ALIGN = 2, UNITS = 4, PARTS = 4;
     static constexpr bool JOINED = false, MINIMA = false;

@@ -2,7 +2,8 @@
 //
 // A type is a struct without members:
 //   ELEMENTS, BYTES   of a block; ALIGN: what the addresses of its rows must be multiples of
-//   UNITS, PARTS      a block is UNITS units of PARTS pieces; a unit is what one lane of a vector product takes, chosen so
+//   UNITS, PARTS      a block is UNITS units of PARTS pieces; a unit is what one lane of a vector product takes, chosen
+//   so
 //                     that it reads no byte twice
 //   JOINED            parts 2 i and 2 i + 1 are a group of 32 with one scale and one minimum
 //   MINIMA            min may differ from 0
@@ -10,8 +11,8 @@
 //   load(block, unit, part)
 // Parts of one unit share their loads: after unrolling the compiler sees the same addresses.
 //
-// scale * code is exact in f32 for all types (11 bits of d, at most 6 of the scale, at most 8 of the code), so a value is
-// rounded once at most, as on the CPU.
+// scale * code is exact in f32 for all types (11 bits of d, at most 6 of the scale, at most 8 of the code), so a value
+// is rounded once at most, as on the CPU.
 #pragma once
 
 #include "cuda/kernels/base.cuh"
@@ -26,8 +27,8 @@ struct Piece {
 
 GGR_DEVICE float half_at(const uint8_t* p) { return half_to_float(*reinterpret_cast<const uint16_t*>(p)); }
 
-// Words at any address, by aligned loads: one load more than words, where single bytes would be four times as many. Reads
-// up to 3 bytes before (of the first word) and 4 after.
+// Words at any address, by aligned loads: one load more than words, where single bytes would be four times as many.
+// Reads up to 3 bytes before (of the first word) and 4 after.
 template <int N>
 GGR_DEVICE void words_at(const uint8_t* p, uint32_t (&w)[N]) {
     const uint64_t address = reinterpret_cast<uint64_t>(p);
@@ -37,7 +38,8 @@ GGR_DEVICE void words_at(const uint8_t* p, uint32_t (&w)[N]) {
     GGR_UNROLL
     for (int i = 0; i <= N; ++i) raw[i] = from[i];
     GGR_UNROLL
-    for (int i = 0; i < N; ++i) w[i] = static_cast<uint32_t>((static_cast<uint64_t>(raw[i + 1]) << 32 | raw[i]) >> shift);
+    for (int i = 0; i < N; ++i)
+        w[i] = static_cast<uint32_t>((static_cast<uint64_t>(raw[i + 1]) << 32 | raw[i]) >> shift);
 }
 GGR_DEVICE uint32_t word_at(const uint8_t* p) {
     uint32_t w[1];

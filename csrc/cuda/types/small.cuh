@@ -1,5 +1,5 @@
-// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4: blocks of 32. In those of 4 and 5 bits element i lies in the low nibble of
-// byte i, element i + 16 in the high one.
+// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4: blocks of 32. In those of 4 and 5 bits element i lies in the low nibble
+// of byte i, element i + 16 in the high one.
 #pragma once
 
 #include "cuda/types/piece.cuh"

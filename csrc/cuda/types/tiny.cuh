@@ -19,8 +19,8 @@ GGR_DEVICE uint32_t trits4(uint32_t q) {
     return (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
 }
 
-// Pieces 0 .. 9: digit i / 2 of bytes 16 (i % 2); pieces 10 .. 14: digit i - 10 of bytes 32 .. 47; piece 15: four digits of
-// bytes 48 .. 51.
+// Pieces 0 .. 9: digit i / 2 of bytes 16 (i % 2); pieces 10 .. 14: digit i - 10 of bytes 32 .. 47; piece 15: four
+// digits of bytes 48 .. 51.
 struct TQ1_0 : OrderedBlock<256, 54, 2, 1, false> {
     GGR_DEVICE Piece load(const uint8_t* block, int unit, int) {
         Piece p;
@@ -99,8 +99,9 @@ struct NVFP4 : OrderedBlock<64, 36, 4, 1, false> {
         words_at4(block + 4 + 8 * unit, q);
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = fp4_values(q[i % 2] >> 4 * (i / 2) & 0x0f0f0f0fu);
-        // Unsigned float of 4 bits of exponent (bias 7) and 3 of mantissa, halved because the codes are doubled values. Bit
-        // 7 is without meaning, and the pattern that would be NaN is 0. 2^119 corrects the exponent, of subnormals too.
+        // Unsigned float of 4 bits of exponent (bias 7) and 3 of mantissa, halved because the codes are doubled values.
+        // Bit 7 is without meaning, and the pattern that would be NaN is 0. 2^119 corrects the exponent, of subnormals
+        // too.
         const uint32_t e = block[unit] & 0x7f;
         p.scale = e == 0x7f ? 0.0f : bits_to_float(e << 20) * bits_to_float((119u + 127u) << 23);
         p.min = 0.0f;

@@ -1,0 +1,272 @@
+// MUL_MAT, MUL_MAT_ID: activations converted once a tensor, then vector products (few columns) or tiles.
+#include "cuda/families/families.h"
+#include "cuda/families/types.h"
+#include "cuda/kernels/products.h"
+
+namespace ggr {
+namespace cuda {
+
+namespace {
+
+constexpr int64_t MAX_VECTOR_COLUMNS = 8;
+constexpr int64_t MAX_VECTOR_PAIRS =
+    64;  // each pair reads its expert's weights itself; the L2 cache has the repeated ones
+constexpr int NARROW = 32, WIDE = 128;  // columns of a tile
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How a product of weights of one type and a number of columns is done.
+struct Engine {
+    const QuantisedType* quantised;  // nullptr: plain
+    const char* plain;
+    int32_t format;  // of activations
+    bool vector;
+    bool tensor_cores;
+};
+
+bool find_engine(const PlanBuilder& builder, const Tensor& w, bool vector, Engine* engine) {
+    engine->quantised = quantised_type(w.type);
+    engine->plain = float_name(w.type);
+    engine->vector = vector;
+    if (engine->quantised == nullptr && engine->plain == nullptr) return false;
+    const bool brain = w.type == TYPE_BF16;
+    engine->tensor_cores = w.type != TYPE_F32 && !(brain && builder.hardware().capability < 80);
+    if (vector)
+        engine->format = engine->quantised != nullptr ? ACTIVATION_Q8 : ACTIVATION_F32;
+    else
+        engine->format = !engine->tensor_cores ? ACTIVATION_F32 : brain ? ACTIVATION_BF16 : ACTIVATION_F16;
+    return true;
+}
+
+bool operands_fit(const Tensor& node) {
+    const Tensor &w = *node.src[0], &x = *node.src[1];
+    return node.type == TYPE_F32 && float_name(x.type) != nullptr && readable(w) && readable(x) && readable(node) &&
+           w.ne[0] > 0 && w.ne[0] <= (1 << 30) && w.ne[1] <= (1 << 30) && n_rows(x) <= (1 << 30) && !is_empty(node);
+}
+
+// ---- Activations ----
+
+bool usable_as_f32(const Tensor& x) { return x.type == TYPE_F32 && rows_contiguous(x) && rows_at(x, 16); }
+
+// Sets where the rows of x lie in the format that the engine takes, converting them if need be.
+void take_activations(PlanBuilder& builder, const Tensor& node, const Tensor& x, int32_t format, ProductArgs* args) {
+    if (format == ACTIVATION_F32 && usable_as_f32(x)) {
+        args->x = x.data;
+        for (int i = 0; i < 3; ++i) args->x_nb[i] = x.nb[i + 1];
+        return;
+    }
+    const int64_t stride = activation_bytes(format, x.ne[0]), rows = n_rows(x);
+    uint8_t* at = builder.find_activation(x, format);
+    if (at == nullptr) {
+        const uint64_t bytes = static_cast<uint64_t>(stride * rows);
+        at = builder.scratch(bytes);
+        const ConvertArgs convert = {view_of(x), at, stride};
+        const Grid grid = {static_cast<uint32_t>(rows), 1, 1};
+        const int threads = x.ne[0] <= 1024 ? 64 : 256;
+        const char* type = float_name(x.type);
+        if (format == ACTIVATION_Q8)
+            builder.launch(node, grid, threads, 0, convert, "activations", "activations_q8<%s>", type);
+        else if (format == ACTIVATION_F16)
+            builder.launch(node, grid, threads, 0, convert, "activations", "activations_f16<%s>", type);
+        else
+            builder.launch(node, grid, threads, 0, convert, "activations", "activations_plain<%s, %s>", type,
+                           format == ACTIVATION_BF16 ? "BF16" : "F32");
+        builder.keep_activation(x, format, at, bytes);
+    }
+    args->x = at;
+    args->x_nb[0] = stride;
+    args->x_nb[1] = stride * x.ne[1];
+    args->x_nb[2] = stride * x.ne[1] * x.ne[2];
+}
+
+// ---- Launches ----
+
+ProductArgs product_args(const Tensor& node) {
+    const Tensor& w = *node.src[0];
+    ProductArgs args = {};
+    args.w = w.data;
+    args.dst = node.data;
+    for (int i = 0; i < 3; ++i) {
+        args.w_nb[i] = w.nb[i + 1];
+        args.dst_nb[i] = node.nb[i + 1];
+    }
+    args.k = static_cast<int32_t>(w.ne[0]);
+    args.m = static_cast<int32_t>(w.ne[1]);
+    args.split = 1;
+    args.packed = !is_quantized(w.type) && rows_at(w, 16) && w.ne[0] * block_bytes(w.type) % 16 == 0;
+    return args;
+}
+
+// Warps that share rows: as many as keep all multiprocessors busy and still have a step of the loop each.
+int32_t split_of(const PlanBuilder& builder, const Tensor& w, const Engine& engine, int64_t matrices) {
+    const int64_t lane_elements = engine.quantised != nullptr ? 16 * engine.quantised->parts : 16 / block_bytes(w.type);
+    const int64_t warps = ceil_div(w.ne[1], VECTOR_ROWS) * matrices, wanted = 16 * builder.hardware().multiprocessors;
+    int32_t split = 1;
+    while (split < VECTOR_THREADS / WARP && warps * split < wanted && w.ne[0] >= 2 * split * WARP * lane_elements)
+        split *= 2;
+    return split;
+}
+
+void launch_vector(PlanBuilder& builder, const Tensor& node, const Engine& engine, ProductArgs& args, Grid yz) {
+    const Tensor& w = *node.src[0];
+    args.split = split_of(builder, w, engine, static_cast<int64_t>(yz.y) * yz.z);
+    const int64_t rows = VECTOR_ROWS * (VECTOR_THREADS / WARP) / args.split;
+    const Grid grid = {static_cast<uint32_t>(ceil_div(w.ne[1], rows)), yz.y, yz.z};
+    int columns = 1;
+    while (columns < args.columns) columns *= 2;
+    if (engine.quantised != nullptr)
+        builder.launch(node, grid, VECTOR_THREADS, 0, args, "matvec", "vector_quantised<%s, %d>",
+                       engine.quantised->name, columns);
+    else
+        builder.launch(node, grid, VECTOR_THREADS, 0, args, "matvec", "vector_plain<%s, %d>", engine.plain, columns);
+}
+
+// Rows of the weights that a tile has, and its columns for `n` of them in `matrices` products.
+int64_t tile_rows(const Engine& engine) { return engine.tensor_cores ? TILE_ROWS : PLAIN_TILE; }
+int tile_width(const PlanBuilder& builder, const Tensor& w, const Engine& engine, int64_t n, int64_t matrices) {
+    if (!engine.tensor_cores) return PLAIN_TILE;
+    const bool fills =
+        ceil_div(w.ne[1], TILE_ROWS) * matrices * ceil_div(n, WIDE) >= builder.hardware().multiprocessors;
+    return n > 2 * NARROW && fills ? WIDE : NARROW;
+}
+
+void launch_tiles(PlanBuilder& builder, const Tensor& node, const Engine& engine, const ProductArgs& args, int width,
+                  Grid yz) {
+    const Grid grid = {static_cast<uint32_t>(ceil_div(args.m, tile_rows(engine))), yz.y, yz.z};
+    if (!engine.tensor_cores)
+        builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles_plain<%s>", engine.plain);
+    else if (engine.quantised != nullptr)
+        builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles<QuantisedRows<%s>, %d>",
+                       engine.quantised->name, width);
+    else
+        builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles<PlainRows<%s>, %d>",
+                       node.src[0]->type == TYPE_BF16 ? "true" : "false", width);
+}
+
+// ---- MUL_MAT ----
+
+// Relies on: rows of weights and result contiguous; x.ne[2], x.ne[3] multiples of w's; node = [w.ne[1], x.ne[1..3]].
+bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &w = *node.src[0], &x = *node.src[1];
+    if (!operands_fit(node)) return false;
+    const int64_t matrices = w.ne[2] * w.ne[3], columns = n_rows(x) / matrices;
+    Engine engine;
+    if (matrices > MAX_GRID || !find_engine(builder, w, columns <= MAX_VECTOR_COLUMNS, &engine)) return false;
+    ProductArgs args = product_args(node);
+    args.columns = static_cast<int32_t>(columns);
+    args.w_ne2 = static_cast<int32_t>(w.ne[2]);
+    args.x_ne1 = static_cast<int32_t>(x.ne[1]);
+    args.r2 = static_cast<int32_t>(x.ne[2] / w.ne[2]);
+    args.r3 = static_cast<int32_t>(x.ne[3] / w.ne[3]);
+    args.by_x_ne1 = divisor_of(static_cast<uint32_t>(args.x_ne1));
+    args.by_r2 = divisor_of(static_cast<uint32_t>(args.r2));
+    const uint32_t z = static_cast<uint32_t>(matrices);
+    if (engine.vector) {
+        take_activations(builder, node, x, engine.format, &args);
+        launch_vector(builder, node, engine, args, {1, 1, z});
+        return true;
+    }
+    const int width = tile_width(builder, w, engine, columns, matrices);
+    const int64_t column_tiles = ceil_div(columns, width);
+    if (column_tiles > MAX_GRID) return false;
+    take_activations(builder, node, x, engine.format, &args);
+    launch_tiles(builder, node, engine, args, width, {1, static_cast<uint32_t>(column_tiles), z});
+    return true;
+}
+
+// ---- MUL_MAT_ID ----
+
+// Relies on: w [k, m, experts], x [k, 1 or a divisor of slots, tokens] with contiguous rows, ids I32 [slots, tokens],
+// node = [m, slots, tokens].
+bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &w = *node.src[0], &x = *node.src[1], &ids = *node.src[2];
+    if (!operands_fit(node) || ids.type != TYPE_I32 || !readable(ids) || w.ne[2] == 0 || w.ne[2] >= MAX_EXPERTS)
+        return false;
+    const int64_t pairs = ids.ne[0] * ids.ne[1];
+    Engine engine;
+    if (pairs > (1 << 30) || !find_engine(builder, w, pairs <= MAX_VECTOR_PAIRS, &engine)) return false;
+    ProductArgs args = product_args(node);
+    args.x_ne1 = static_cast<int32_t>(x.ne[1]);
+    args.slots = args.r2 = static_cast<int32_t>(ids.ne[0]);
+    args.by_x_ne1 = divisor_of(static_cast<uint32_t>(args.x_ne1));
+    args.by_r2 = divisor_of(static_cast<uint32_t>(args.r2));
+    args.ids = ids.data;
+    args.ids_nb[0] = ids.nb[0];
+    args.ids_nb[1] = ids.nb[1];
+    args.experts = static_cast<int32_t>(w.ne[2]);
+    args.absent_is_zero = (node.flags & FLAG_ABSENT_ROWS_ARE_ZERO) != 0;
+    args.site = builder.fault_site(node, 2);
+    if (engine.vector) {
+        args.columns = 1;
+        take_activations(builder, node, x, engine.format, &args);
+        launch_vector(builder, node, engine, args, {1, static_cast<uint32_t>(pairs), 1});
+        return true;
+    }
+    const int64_t busy = pairs < w.ne[2] ? pairs : w.ne[2];
+    const int width = !engine.tensor_cores ? PLAIN_TILE : pairs / busy > 2 * NARROW ? WIDE : NARROW;
+    // Every expert can have one tile that is not full, and so can the pairs without an expert.
+    const int64_t max_tiles = pairs / width + (pairs < w.ne[2] + 1 ? pairs : w.ne[2] + 1);
+    if (max_tiles > MAX_GRID) return false;
+    take_activations(builder, node, x, engine.format, &args);
+    SortArgs sort = {};
+    sort.ids = ids.data;
+    sort.ids_nb[0] = ids.nb[0];
+    sort.ids_nb[1] = ids.nb[1];
+    sort.slots = args.slots;
+    sort.n_pairs = static_cast<int32_t>(pairs);
+    sort.experts = args.experts;
+    sort.absent_is_zero = args.absent_is_zero;
+    sort.width = width;
+    sort.max_tiles = static_cast<int32_t>(max_tiles);
+    sort.site = args.site;
+    sort.pairs = reinterpret_cast<int32_t*>(builder.scratch(static_cast<uint64_t>(pairs) * sizeof(int32_t)));
+    sort.tiles = reinterpret_cast<int32_t*>(builder.scratch(static_cast<uint64_t>(3 * max_tiles) * sizeof(int32_t)));
+    builder.launch(node, {1, 1, 1}, 1024, 0, sort, "experts", "sort_pairs");
+    args.pairs = sort.pairs;
+    args.tiles = sort.tiles;
+    launch_tiles(builder, node, engine, args, width, {1, static_cast<uint32_t>(max_tiles), 1});
+    return true;
+}
+
+void enter(OpTable& table) {
+    table.prepare[OP_MUL_MAT] = prepare_mul_mat;
+    table.prepare[OP_MUL_MAT_ID] = prepare_mul_mat_id;
+}
+
+template <class... Values>
+void list(void* context, KernelSink sink, const char* file, const char* expression, Values... values) {
+    char name[256];
+    std::snprintf(name, sizeof name, expression, values...);
+    sink(context, {file, name});
+}
+
+void list_kernels(void* context, KernelSink sink) {
+    static constexpr const char* FLOATS[] = {"F32", "F16", "BF16"};
+    for (const char* from : FLOATS) {
+        list(context, sink, "activations", "activations_q8<%s>", from);
+        list(context, sink, "activations", "activations_f16<%s>", from);
+        list(context, sink, "activations", "activations_plain<%s, BF16>", from);
+        list(context, sink, "activations", "activations_plain<%s, F32>", from);
+        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2) list(context, sink, "matvec", "vector_plain<%s, %d>", from, n);
+    }
+    for (const QuantisedType& type : QUANTISED_TYPES) {
+        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
+            list(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
+        for (const int width : {NARROW, WIDE})
+            list(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, width);
+    }
+    for (const int width : {NARROW, WIDE}) {
+        list(context, sink, "matmul", "tiles<PlainRows<false>, %d>", width);
+        list(context, sink, "matmul", "tiles<PlainRows<true>, %d>", width);
+    }
+    list(context, sink, "matmul", "tiles_plain<%s>", "F32");
+    list(context, sink, "matmul", "tiles_plain<%s>", "BF16");
+    sink(context, {"experts", "sort_pairs"});
+}
+
+}  // namespace
+
+const Family MATMUL = {enter, list_kernels};
+
+}  // namespace cuda
+}  // namespace ggr
