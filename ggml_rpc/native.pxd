@@ -53,6 +53,7 @@ cdef extern from "core/device.h" namespace "ggr" nogil:
         void release(Device *, Buffer *)
         uint8_t *map(Device *, Buffer *, uint64_t, uint64_t, bint, uint64_t *, Error *)
         bint unmap(Device *, Buffer *, uint8_t *, uint64_t, uint64_t, bint, Error *)
+        bint fill(Device *, Buffer *, uint64_t, uint64_t, uint8_t, Error *)
         Plan *compile(Device *, Graph *, Error *)
         void free_plan(Device *, Plan *)
         uint64_t plan_bytes(const Plan *)

@@ -3,7 +3,7 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 from libcpp.vector cimport vector
 
 from ggml_rpc.native cimport (
@@ -30,6 +30,7 @@ cdef class NativeDevice:
     def __cinit__(self):
         self.device = NULL
         self.queue = NULL
+        self.host_memory = True
 
     def __dealloc__(self):
         if self.queue != NULL:
@@ -77,7 +78,10 @@ cdef class NativeDevice:
         cdef DeviceBuffer out = DeviceBuffer.__new__(DeviceBuffer)
         cdef Error err
         memset(<void *> &err, 0, sizeof(Error))
-        if not self.device.ops.alloc(self.device, size, &out.buffer, &err):
+        cdef bint ok
+        with nogil:
+            ok = self.device.ops.alloc(self.device, size, &out.buffer, &err)
+        if not ok:
             raise_error(&err)
         out.device = self
         # Outside a session a buffer is named by its own address.
@@ -119,7 +123,9 @@ cdef class NativeDevice:
         graph = parse_graph(codec.table, &payload[0], payload.shape[0], lookup, &device, 1, &err)
         if graph == NULL:
             raise_error(&err)
-        out.plan = device.ops.compile(device, graph, &err)
+        # A device may have to make kernels first, and asks Python for them.
+        with nogil:
+            out.plan = device.ops.compile(device, graph, &err)
         if out.plan == NULL:
             raise_error(&err)
         out.device = self
@@ -162,7 +168,79 @@ cdef class DeviceBuffer:
         """Size in bytes."""
         return self.buffer.size
 
+    def write(self, uint64_t offset, const uint8_t[::1] data) -> None:
+        """Copy bytes into the buffer.
+
+        Parameters
+        ----------
+        offset : int
+            Where the first byte goes.
+        data : bytes-like
+            They must fit.
+        """
+        cdef uint64_t size = data.shape[0]
+        self._check(offset, size)
+        if size > 0:
+            self._move(offset, <uint8_t *> &data[0], size, True)
+
+    def read(self, uint64_t offset, uint64_t size) -> bytearray:
+        """Return a copy of some bytes."""
+        self._check(offset, size)
+        out = bytearray(size)
+        cdef uint8_t[::1] view
+        if size > 0:
+            view = out
+            self._move(offset, &view[0], size, False)
+        return out
+
+    def read_into(self, uint64_t offset, uint8_t[::1] out) -> None:
+        """Copy as many bytes as `out` holds."""
+        cdef uint64_t size = out.shape[0]
+        self._check(offset, size)
+        if size > 0:
+            self._move(offset, &out[0], size, False)
+
+    def fill(self, int value) -> None:
+        """Set all bytes to a value."""
+        cdef Error err
+        cdef bint ok
+        memset(<void *> &err, 0, sizeof(Error))
+        cdef Device *device = self.buffer.device
+        cdef uint8_t byte = value
+        with nogil:
+            ok = device.ops.fill(device, &self.buffer, 0, self.buffer.size, byte, &err)
+        if not ok:
+            raise_error(&err)
+
+    cdef _check(self, uint64_t offset, uint64_t size):
+        if offset > self.buffer.size or size > self.buffer.size - offset:
+            raise ValueError(f"{size} bytes at {offset} leave the buffer's {self.buffer.size}")
+
+    cdef _move(self, uint64_t offset, uint8_t *host, uint64_t size, bint write):
+        cdef Error err
+        cdef Device *device = self.buffer.device
+        cdef uint64_t at = 0, mapped = 0
+        cdef uint8_t *part
+        cdef bint ok = True
+        memset(<void *> &err, 0, sizeof(Error))
+        with nogil:
+            while at < size and ok:
+                part = device.ops.map(device, &self.buffer, offset + at, size - at, write, &mapped, &err)
+                if part == NULL:
+                    ok = False
+                    break
+                if write:
+                    memmove(part, host + at, mapped)
+                else:
+                    memmove(host + at, part, mapped)
+                ok = device.ops.unmap(device, &self.buffer, part, offset + at, mapped, write, &err)
+                at += mapped
+        if not ok:
+            raise_error(&err)
+
     def __getbuffer__(self, Py_buffer *view, int flags):
+        if not self.device.host_memory:
+            raise BufferError(f"the memory of {self.device.name} is not the host's: use read and write")
         PyBuffer_FillInfo(view, self, self.buffer.data, <Py_ssize_t> self.buffer.size, 0, flags)
 
     def __releasebuffer__(self, Py_buffer *view):

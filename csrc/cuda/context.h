@@ -1,0 +1,86 @@
+// A CUDA context of a GPU and what lives in it. After an error that leaves it useless ("sticky") its users fail one by
+// one; the last destroys it, and the next session gets a new one.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/status.h"
+#include "cuda/args.h"
+#include "cuda/driver.h"
+#include "cuda/staging.h"
+
+namespace ggr {
+namespace cuda {
+
+struct Gpu;
+
+class Context {
+  public:
+    static std::shared_ptr<Context> open(Gpu& gpu, Error* err);
+    ~Context();
+    Context(const Context&) = delete;
+    Context& operator=(const Context&) = delete;
+
+    const Driver& driver() const { return driver_; }
+    CUcontext handle() const { return handle_; }
+    bool dead() const { return dead_.load(std::memory_order_relaxed); }
+    Staging& staging() { return staging_; }
+
+    // Make it the calling thread's; fails when it is dead.
+    bool enter(Error* err);
+    // Turn a status of the driver into an Error. `what` did it.
+    bool check(CUresult status, const char* what, Error* err);
+
+    // Device memory; false with Code::memory when there is not enough.
+    bool allocate(uint64_t bytes, const char* what, CUdeviceptr* out, Error* err);
+
+    // A word that kernels report faults in. The plan that takes it gives it back.
+    struct FaultWord {
+        Fault* host = nullptr;
+        Fault* device = nullptr;
+    };
+    bool take_fault(FaultWord* out, Error* err);
+    void give_fault(FaultWord word);
+
+    // The functions of kernels by number, loaded where they are not yet. `shared_bytes`: what the launch asks for.
+    bool load(const std::vector<std::pair<uint32_t, uint32_t>>& kernels_and_shared, Error* err);
+    CUfunction function(uint32_t kernel) const;
+
+    // Captured graphs of plans that are gone, for plans of the same kernels.
+    CUgraphExec take_graph(uint64_t key);
+    void give_graph(uint64_t key, CUgraphExec graph);
+    bool captures() const { return captures_.load(std::memory_order_relaxed); }
+    void no_captures() { captures_ = false; }
+
+    Gpu& gpu() { return gpu_; }
+
+  private:
+    Context(Gpu& gpu, CUcontext handle);
+
+    struct Loaded {
+        CUfunction function = nullptr;
+        uint32_t shared_bytes = 0;  // that it was allowed
+    };
+
+    Gpu& gpu_;
+    const Driver& driver_;
+    const CUcontext handle_;
+    std::atomic<bool> dead_{false};
+    std::atomic<bool> captures_{true};
+    Staging staging_;
+    std::mutex fault_mutex_, load_mutex_, graph_mutex_;
+    mutable std::mutex function_mutex_;
+    std::vector<FaultWord> faults_;
+    std::vector<void*> fault_blocks_;
+    std::vector<Loaded> functions_;
+    std::vector<std::pair<uint64_t, CUgraphExec>> graphs_;
+};
+
+}  // namespace cuda
+}  // namespace ggr

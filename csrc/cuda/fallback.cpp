@@ -1,0 +1,208 @@
+#include "cuda/fallback.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <unordered_map>
+
+#include "graph/graph.h"
+
+namespace ggr {
+namespace cuda {
+
+namespace {
+
+// Host copies keep their addresses modulo this, so that what is aligned stays so.
+constexpr uint64_t CONGRUENCE = 128;
+
+struct Range {
+    uint64_t begin, end;
+};
+using Ranges = std::vector<Range>;
+
+Range range_of(const Tensor& t) {
+    const uint64_t at = reinterpret_cast<uint64_t>(t.data);
+    return {at, at + static_cast<uint64_t>(extent_bytes(t))};
+}
+
+// Sort and join what overlaps or touches.
+void join(Ranges& ranges) {
+    std::sort(ranges.begin(), ranges.end(), [](Range a, Range b) { return a.begin < b.begin; });
+    size_t n = 0;
+    for (const Range& r : ranges) {
+        if (r.begin >= r.end) continue;
+        if (n > 0 && r.begin <= ranges[n - 1].end)
+            ranges[n - 1].end = std::max(ranges[n - 1].end, r.end);
+        else
+            ranges[n++] = r;
+    }
+    ranges.resize(n);
+}
+
+// A tensor of the CPU's graph reads beyond the source: MULTI_ADD takes whole rows of what the source views.
+const Tensor* root_that_is_read(const Tensor& node, const Tensor& src) {
+    return node.op == OP_MULTI_ADD ? src.view_src : nullptr;
+}
+
+// What one part touches, and where that lies in the host copy.
+struct Layout {
+    Ranges touched, read, written;
+    std::vector<uint64_t> offsets;  // of `touched`
+    uint64_t bytes = 0;
+
+    uint64_t offset(uint64_t address) const {
+        const auto after = std::upper_bound(touched.begin(), touched.end(), address,
+                                            [](uint64_t a, const Range& r) { return a < r.begin; });
+        if (after == touched.begin()) return 0;  // an empty tensor, which nobody touches
+        const size_t i = static_cast<size_t>(after - touched.begin()) - 1;
+        return address < touched[i].end ? offsets[i] + (address - touched[i].begin) : 0;
+    }
+};
+
+Layout lay_out(const Graph& graph, const uint32_t* nodes, uint32_t n) {
+    Layout out;
+    Ranges complete;  // written by an earlier node of the part, all of it
+    const auto reads = [&](const Tensor& t) {
+        if (t.data == nullptr) return;
+        const Range r = range_of(t);
+        const bool here = std::any_of(complete.begin(), complete.end(),
+                                      [&](const Range& c) { return c.begin <= r.begin && r.end <= c.end; });
+        if (!here) out.read.push_back(r);
+    };
+    for (uint32_t k = 0; k < n; ++k) {
+        const Tensor& node = *graph.nodes[nodes[k]];
+        for (int i = 0; i < node.n_src; ++i) {
+            if (node.src[i] == nullptr) continue;
+            reads(*node.src[i]);
+            if (const Tensor* root = root_that_is_read(node, *node.src[i])) reads(*root);
+        }
+        if (node.data == nullptr) continue;
+        out.written.push_back(range_of(node));
+        if (is_contiguous(node) && op_traits(node.op)->writes_into < 0)
+            complete.push_back(range_of(node));
+        else
+            reads(node);  // what lies between, or stays, is copied back as it was
+    }
+    out.touched = out.read;
+    out.touched.insert(out.touched.end(), out.written.begin(), out.written.end());
+    join(out.touched);
+    join(out.read);
+    join(out.written);
+    for (const Range& r : out.touched) {
+        out.bytes += (r.begin - out.bytes) % CONGRUENCE;
+        out.offsets.push_back(out.bytes);
+        out.bytes += r.end - r.begin;
+    }
+    return out;
+}
+
+// The part as a graph of its own, over the host copy. In one allocation, as free_graph takes it.
+class PartGraph {
+  public:
+    PartGraph(const Graph& graph, const uint32_t* nodes, uint32_t n, const Layout& layout, uint8_t* host)
+        : layout_(layout), host_(host) {
+        for (uint32_t k = 0; k < n; ++k) {
+            const Tensor& node = *graph.nodes[nodes[k]];
+            for (int i = 0; i < node.n_src; ++i) {
+                if (node.src[i] == nullptr || node.src[i] == &node) continue;
+                if (const Tensor* root = root_that_is_read(node, *node.src[i])) include(*root, false);
+                include(*node.src[i], false);
+            }
+            include(node, true);
+        }
+        n_nodes_ = n;
+    }
+
+    Graph* make(const Graph& graph, const uint32_t* nodes) const {
+        const size_t at_tensors = (sizeof(Graph) + 63) & ~size_t{63};
+        const size_t at_nodes = at_tensors + sizeof(Tensor) * order_.size();
+        const size_t bytes = at_nodes + sizeof(Tensor*) * n_nodes_;
+        uint8_t* memory = static_cast<uint8_t*>(std::calloc(1, bytes));
+        if (memory == nullptr) return nullptr;
+        Graph* out = reinterpret_cast<Graph*>(memory);
+        out->tensors = reinterpret_cast<Tensor*>(memory + at_tensors);
+        out->nodes = reinterpret_cast<const Tensor**>(memory + at_nodes);
+        out->n_tensors = static_cast<uint32_t>(order_.size());
+        out->n_nodes = n_nodes_;
+        out->bytes = bytes;
+        for (size_t i = 0; i < order_.size(); ++i) copy(order_[i], out->tensors, &out->tensors[i]);
+        for (uint32_t k = 0; k < n_nodes_; ++k) out->nodes[k] = &out->tensors[index_.at(graph.nodes[nodes[k]])];
+        return out;
+    }
+
+  private:
+    struct Entry {
+        const Tensor* tensor;
+        bool node;
+    };
+    void include(const Tensor& t, bool node) {
+        if (index_.emplace(&t, order_.size()).second) order_.push_back({&t, node});
+    }
+    void copy(const Entry& entry, Tensor* tensors, Tensor* out) const {
+        const Tensor& t = *entry.tensor;
+        *out = t;
+        out->buffer = nullptr;
+        out->data = t.data == nullptr ? nullptr : host_ + layout_.offset(reinterpret_cast<uint64_t>(t.data));
+        const auto here = [&](const Tensor* other) -> const Tensor* {
+            const auto at = other == nullptr ? index_.end() : index_.find(other);
+            return at == index_.end() ? nullptr : &tensors[at->second];
+        };
+        out->view_src = here(t.view_src);
+        out->use_count = -1;  // every result is stored: other parts may read it
+        out->flags |= FLAG_OUTPUT;
+        if (entry.node) {
+            for (int i = 0; i < MAX_SRC; ++i) out->src[i] = here(t.src[i]);
+            return;
+        }
+        out->op = OP_NONE;
+        out->n_src = 0;
+        out->compute = false;
+        for (int i = 0; i < MAX_SRC; ++i) out->src[i] = nullptr;
+    }
+
+    const Layout& layout_;
+    uint8_t* const host_;
+    std::vector<Entry> order_;  // each after what it refers to
+    std::unordered_map<const Tensor*, size_t> index_;
+    uint32_t n_nodes_ = 0;
+};
+
+}  // namespace
+
+bool Fallback::build(const Graph& graph, const PlanData& data, Device* cpu, Error* err) {
+    std::vector<Layout> layouts;
+    uint64_t most = 0;
+    for (const Part& part : data.parts) {
+        if (!part.on_cpu) continue;
+        layouts.push_back(lay_out(graph, &data.cpu_nodes[part.begin], part.end - part.begin));
+        most = std::max(most, layouts.back().bytes + CONGRUENCE);
+    }
+    if (layouts.empty()) return true;
+    if (!cpu->ops->alloc(cpu, most, &memory, err)) return false;
+    size_t next = 0;
+    for (const Part& part : data.parts) {
+        if (!part.on_cpu) continue;
+        const Layout& layout = layouts[next++];
+        const uint32_t* nodes = &data.cpu_nodes[part.begin];
+        Graph* own = PartGraph(graph, nodes, part.end - part.begin, layout, memory.data).make(graph, nodes);
+        if (own == nullptr) return err->fail(Code::memory, "GRAPH_COMPUTE: no memory for a graph of the CPU");
+        parts.emplace_back();
+        CpuPart& out = parts.back();
+        out.plan = cpu->ops->compile(cpu, own, err);
+        if (out.plan == nullptr) return false;
+        for (const Range& r : layout.read) out.in.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
+        for (const Range& r : layout.written) out.out.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
+    }
+    return true;
+}
+
+void Fallback::release(Device* cpu) {
+    for (CpuPart& p : parts)
+        if (p.plan != nullptr) cpu->ops->free_plan(cpu, p.plan);
+    parts.clear();
+    if (memory.data != nullptr) cpu->ops->release(cpu, &memory);
+    memory.data = nullptr;
+}
+
+}  // namespace cuda
+}  // namespace ggr
