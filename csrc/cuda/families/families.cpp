@@ -10,6 +10,8 @@ const Family* families(size_t* count) {
         UNARY,
         NORM,
         MATMUL,
+        ROWS,
+        COPY,
     };
     *count = list.size();
     return list.data();

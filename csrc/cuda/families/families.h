@@ -10,6 +10,8 @@ extern const Family ELEMENTWISE;
 extern const Family UNARY;
 extern const Family NORM;
 extern const Family MATMUL;
+extern const Family ROWS;
+extern const Family COPY;
 
 }  // namespace cuda
 }  // namespace ggr

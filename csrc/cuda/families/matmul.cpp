@@ -233,34 +233,27 @@ void enter(OpTable& table) {
     table.prepare[OP_MUL_MAT_ID] = prepare_mul_mat_id;
 }
 
-template <class... Values>
-void list(void* context, KernelSink sink, const char* file, const char* expression, Values... values) {
-    char name[256];
-    std::snprintf(name, sizeof name, expression, values...);
-    sink(context, {file, name});
-}
-
 void list_kernels(void* context, KernelSink sink) {
-    static constexpr const char* FLOATS[] = {"F32", "F16", "BF16"};
     for (const char* from : FLOATS) {
-        list(context, sink, "activations", "activations_q8<%s>", from);
-        list(context, sink, "activations", "activations_f16<%s>", from);
-        list(context, sink, "activations", "activations_plain<%s, BF16>", from);
-        list(context, sink, "activations", "activations_plain<%s, F32>", from);
-        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2) list(context, sink, "matvec", "vector_plain<%s, %d>", from, n);
+        list_kernel(context, sink, "activations", "activations_q8<%s>", from);
+        list_kernel(context, sink, "activations", "activations_f16<%s>", from);
+        list_kernel(context, sink, "activations", "activations_plain<%s, BF16>", from);
+        list_kernel(context, sink, "activations", "activations_plain<%s, F32>", from);
+        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
+            list_kernel(context, sink, "matvec", "vector_plain<%s, %d>", from, n);
     }
     for (const QuantisedType& type : QUANTISED_TYPES) {
         for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
-            list(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
+            list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
         for (const int width : {NARROW, WIDE})
-            list(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, width);
+            list_kernel(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, width);
     }
     for (const int width : {NARROW, WIDE}) {
-        list(context, sink, "matmul", "tiles<PlainRows<false>, %d>", width);
-        list(context, sink, "matmul", "tiles<PlainRows<true>, %d>", width);
+        list_kernel(context, sink, "matmul", "tiles<PlainRows<false>, %d>", width);
+        list_kernel(context, sink, "matmul", "tiles<PlainRows<true>, %d>", width);
     }
-    list(context, sink, "matmul", "tiles_plain<%s>", "F32");
-    list(context, sink, "matmul", "tiles_plain<%s>", "BF16");
+    list_kernel(context, sink, "matmul", "tiles_plain<%s>", "F32");
+    list_kernel(context, sink, "matmul", "tiles_plain<%s>", "BF16");
     sink(context, {"experts", "sort_pairs"});
 }
 

@@ -49,7 +49,24 @@ static inline bool readable(const Tensor& t) {
     return !is_quantized(t.type) && rows_at(t, block_bytes(t.type)) && t.nb[0] % block_bytes(t.type) == 0;
 }
 
+// What a kernel can write quantised: the types of caches, all in blocks of 32.
+static inline bool is_cache_type(int32_t type) {
+    return type == TYPE_Q8_0 || type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 ||
+           type == TYPE_IQ4_NL;
+}
+
 constexpr int64_t MAX_GRID = 65535;  // of y and z
+
+static constexpr const char* FLOATS[] = {"F32", "F16", "BF16"};
+
+// Name a kernel of list_kernels as printf does.
+template <class... Values>
+static inline void list_kernel(void* context, KernelSink sink, const char* file, const char* expression,
+                               Values... values) {
+    char name[256];
+    std::snprintf(name, sizeof name, expression, values...);
+    sink(context, {file, name});
+}
 
 }  // namespace cuda
 }  // namespace ggr
