@@ -1,4 +1,5 @@
-// MUL_MAT, MUL_MAT_ID: activations converted once a tensor, then vector products (few columns) or tiles.
+// MUL_MAT, MUL_MAT_ID, and two of them that a GLU joins: activations converted once a tensor, then vector products (few
+// columns) or tiles.
 #include "cuda/families/families.h"
 #include "cuda/families/types.h"
 #include "cuda/kernels/products.h"
@@ -143,31 +144,47 @@ void launch_tiles(PlanBuilder& builder, const Tensor& node, const Engine& engine
                        node.src[0]->type == TYPE_BF16 ? "true" : "false", width);
 }
 
+// A product with all that its kernels are told, but for activations.
+struct Product {
+    ProductArgs args;
+    int64_t matrices, columns;  // columns of each matrix; of a product by id its pairs
+};
+
 // ---- MUL_MAT ----
 
 // Relies on: rows of weights and result contiguous; x.ne[2], x.ne[3] multiples of w's; node = [w.ne[1], x.ne[1..3]].
-bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+bool matrix_product(const Tensor& node, Product* product) {
     const Tensor &w = *node.src[0], &x = *node.src[1];
     if (!operands_fit(node)) return false;
-    const int64_t matrices = w.ne[2] * w.ne[3], columns = n_rows(x) / matrices;
-    Engine engine;
-    if (matrices > MAX_GRID || !find_engine(builder, w, columns <= MAX_VECTOR_COLUMNS, &engine)) return false;
+    product->matrices = w.ne[2] * w.ne[3];
+    product->columns = n_rows(x) / product->matrices;
     ProductArgs args = product_args(node);
-    args.columns = static_cast<int32_t>(columns);
+    args.columns = static_cast<int32_t>(product->columns);
     args.w_ne2 = static_cast<int32_t>(w.ne[2]);
     args.x_ne1 = static_cast<int32_t>(x.ne[1]);
     args.r2 = static_cast<int32_t>(x.ne[2] / w.ne[2]);
     args.r3 = static_cast<int32_t>(x.ne[3] / w.ne[3]);
     args.by_x_ne1 = divisor_of(static_cast<uint32_t>(args.x_ne1));
     args.by_r2 = divisor_of(static_cast<uint32_t>(args.r2));
-    const uint32_t z = static_cast<uint32_t>(matrices);
+    product->args = args;
+    return product->matrices <= MAX_GRID;
+}
+
+bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &w = *node.src[0], &x = *node.src[1];
+    Product product;
+    Engine engine;
+    if (!matrix_product(node, &product) || !find_engine(builder, w, product.columns <= MAX_VECTOR_COLUMNS, &engine))
+        return false;
+    ProductArgs& args = product.args;
+    const uint32_t z = static_cast<uint32_t>(product.matrices);
     if (engine.vector) {
         take_activations(builder, node, x, engine.format, &args);
         launch_vector(builder, node, engine, args, {1, 1, z});
         return true;
     }
-    const int width = tile_width(builder, w, engine, columns, matrices);
-    const int64_t column_tiles = ceil_div(columns, width);
+    const int width = tile_width(builder, w, engine, product.columns, product.matrices);
+    const int64_t column_tiles = ceil_div(product.columns, width);
     if (column_tiles > MAX_GRID) return false;
     take_activations(builder, node, x, engine.format, &args);
     launch_tiles(builder, node, engine, args, width, {1, static_cast<uint32_t>(column_tiles), z});
@@ -178,13 +195,12 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
 
 // Relies on: w [k, m, experts], x [k, 1 or a divisor of slots, tokens] with contiguous rows, ids I32 [slots, tokens],
 // node = [m, slots, tokens].
-bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
+bool pair_product(const PlanBuilder& builder, const Tensor& node, Product* product) {
     const Tensor &w = *node.src[0], &x = *node.src[1], &ids = *node.src[2];
     if (!operands_fit(node) || ids.type != TYPE_I32 || !readable(ids) || w.ne[2] == 0 || w.ne[2] >= MAX_EXPERTS)
         return false;
-    const int64_t pairs = ids.ne[0] * ids.ne[1];
-    Engine engine;
-    if (pairs > (1 << 30) || !find_engine(builder, w, pairs <= MAX_VECTOR_PAIRS, &engine)) return false;
+    product->matrices = 1;
+    product->columns = ids.ne[0] * ids.ne[1];
     ProductArgs args = product_args(node);
     args.x_ne1 = static_cast<int32_t>(x.ne[1]);
     args.slots = args.r2 = static_cast<int32_t>(ids.ne[0]);
@@ -196,6 +212,19 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     args.experts = static_cast<int32_t>(w.ne[2]);
     args.absent_is_zero = (node.flags & FLAG_ABSENT_ROWS_ARE_ZERO) != 0;
     args.site = builder.fault_site(node, 2);
+    product->args = args;
+    return product->columns <= (1 << 30);
+}
+
+bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &w = *node.src[0], &x = *node.src[1], &ids = *node.src[2];
+    Product product;
+    Engine engine;
+    if (!pair_product(builder, node, &product) ||
+        !find_engine(builder, w, product.columns <= MAX_VECTOR_PAIRS, &engine))
+        return false;
+    ProductArgs& args = product.args;
+    const int64_t pairs = product.columns;
     if (engine.vector) {
         args.columns = 1;
         take_activations(builder, node, x, engine.format, &args);
@@ -228,9 +257,69 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
+// ---- gate and up -> GLU ----
+
+// What two products of one source by matrices of one layout give is only multiplied: they may be one kernel.
+bool same_products(const PlanBuilder& builder, const Tensor& a, const Tensor& b, const Tensor& glu) {
+    const Tensor &w = *a.src[0], &v = *b.src[0];
+    if (b.op != a.op || a.src[1] != b.src[1] || (a.op == OP_MUL_MAT_ID && a.src[2] != b.src[2])) return false;
+    if (w.type != v.type || !same_shape(w, v) || !readable(v) || a.flags != b.flags) return false;
+    for (int i = 0; i < MAX_DIMS; ++i)
+        if (w.nb[i] != v.nb[i]) return false;
+    if (glu.op != OP_GLU || glu.type != TYPE_F32 || !same_shape(glu, a) || !rows_contiguous(glu) || !readable(glu))
+        return false;
+    if (glu.params[0] < 0 || glu.params[0] >= GLU_COUNT_) return false;
+    const bool in_order = glu.src[0] == &a && glu.src[1] == &b, swapped = glu.src[0] == &b && glu.src[1] == &a;
+    if (!in_order && !swapped) return false;
+    if (a.view_src != nullptr || b.view_src != nullptr || !builder.can_elide(a, 1) || !builder.can_elide(b, 1))
+        return false;
+    // Blocks that end early must not change what others still read, nor may the two products have changed it.
+    for (const Tensor* result : {&a, &b, &glu})
+        for (const Tensor* source : {a.src[0], b.src[0], a.src[1], a.op == OP_MUL_MAT_ID ? a.src[2] : nullptr})
+            if (source != nullptr && PlanBuilder::overlap(*result, *source)) {
+                // Activations that are converted first are read before anything is written.
+                if (source != a.src[1] || result != &glu || !is_quantized(w.type)) return false;
+            }
+    return true;
+}
+
+uint32_t fuse_gated(PlanBuilder& builder, uint32_t i) {
+    const Graph& graph = builder.graph();
+    if (i + 2 >= graph.n_nodes) return 0;
+    const Tensor &a = *graph.nodes[i], &b = *graph.nodes[i + 1], &glu = *graph.nodes[i + 2];
+    if (!operands_fit(a) || !same_products(builder, a, b, glu)) return 0;
+    const bool by_id = a.op == OP_MUL_MAT_ID;
+    const Tensor& gate = *glu.src[0];
+    Engine engine;
+    Product product;
+    if (!find_engine(builder, *a.src[0], true, &engine)) return 0;
+    if (by_id ? !pair_product(builder, gate, &product) || product.columns > MAX_VECTOR_PAIRS
+              : !matrix_product(gate, &product) || product.columns > 1)
+        return 0;
+    GatedArgs args = {product.args, glu.src[1]->src[0]->data, glu.params[0], param_f32(glu, 2), param_f32(glu, 3)};
+    args.product.columns = 1;
+    args.product.dst = glu.data;
+    for (int k = 0; k < 3; ++k) args.product.dst_nb[k] = glu.nb[k + 1];
+    args.product.packed = args.product.packed && rows_at(*glu.src[1]->src[0], 16);
+    take_activations(builder, glu, *a.src[1], engine.format, &args.product);
+    const Tensor& w = *a.src[0];
+    const int64_t blocks = by_id ? product.columns : product.matrices;
+    args.product.split = split_of(builder, w, engine, 2 * blocks);
+    const int64_t rows = VECTOR_THREADS / WARP / args.product.split;
+    const Grid grid = {static_cast<uint32_t>(ceil_div(w.ne[1], rows)), static_cast<uint32_t>(by_id ? blocks : 1),
+                       static_cast<uint32_t>(by_id ? 1 : blocks)};
+    if (engine.quantised != nullptr)
+        builder.launch(glu, grid, VECTOR_THREADS, 0, args, "matvec", "gated_quantised<%s>", engine.quantised->name);
+    else
+        builder.launch(glu, grid, VECTOR_THREADS, 0, args, "matvec", "gated_plain<%s>", engine.plain);
+    return 3;
+}
+
 void enter(OpTable& table) {
     table.prepare[OP_MUL_MAT] = prepare_mul_mat;
     table.prepare[OP_MUL_MAT_ID] = prepare_mul_mat_id;
+    table.fuse[OP_MUL_MAT] = fuse_gated;
+    table.fuse[OP_MUL_MAT_ID] = fuse_gated;
 }
 
 void list_kernels(void* context, KernelSink sink) {
@@ -242,7 +331,9 @@ void list_kernels(void* context, KernelSink sink) {
         for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
             list_kernel(context, sink, "matvec", "vector_plain<%s, %d>", from, n);
     }
+    for (const char* from : FLOATS) list_kernel(context, sink, "matvec", "gated_plain<%s>", from);
     for (const QuantisedType& type : QUANTISED_TYPES) {
+        list_kernel(context, sink, "matvec", "gated_quantised<%s>", type.name);
         for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
             list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
         for (const int width : {NARROW, WIDE})

@@ -1,33 +1,11 @@
 // GLU: dst = activation(gate) * up, gate and up being the halves of one tensor's rows or two tensors. f32, f16 and
 // bf16, computed in f32. Floor: bytes of gate, up and dst over memory bandwidth.
 #include "cuda/kernels/elementwise.cuh"
-#include "cuda/kernels/unary.cuh"
+#include "cuda/kernels/glu.cuh"
 #include "cuda/kernels/unary.h"
 
 namespace ggr {
 namespace cuda {
-
-// Kinds by their numbers in spec/ids.h.
-GGR_DEVICE float gated(int32_t kind, float gate, float up, float alpha, float limit) {
-    switch (kind) {
-        case 0:
-            return gate > 0.0f ? gate * up : 0.0f;
-        case 1:
-            return gelu(gate) * up;
-        case 2:
-            return silu(gate) * up;
-        case 3: {
-            const float x = at_most(gate, limit);
-            return gated_by(x, x * alpha) * (within(up, limit) + 1.0f);
-        }
-        case 4:
-            return gelu_erf(gate) * up;
-        case 5:
-            return gelu_quick(gate) * up;
-        default:  // SWIGLU_CLAMP
-            return silu(at_most(gate, limit)) * within(up, limit);
-    }
-}
 
 GGR_KERNEL GGR_BOUNDS(256, 1) glu(const GluArgs a) {
     const Place at = place_of(a.cut, a.dst.t.ne[0]);

@@ -4,6 +4,7 @@
 //
 // A warp takes VECTOR_ROWS rows, so that a column's activations are loaded once for both; `split` warps of a block may
 // share them where rows are few and long. Grid: x blocks of rows, y pairs of a product by id, z matrices.
+#include "cuda/kernels/glu.cuh"
 #include "cuda/kernels/place.cuh"
 #include "cuda/kernels/plain.cuh"
 #include "cuda/types/all.cuh"
@@ -58,28 +59,32 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
     return t;
 }
 
-// Add up the lanes' sums, then those of the warps that share rows, and store them. All threads of the block come here.
+// Add up the lanes' sums, then those of the warps that share rows: the first of them has all. Every thread of the block
+// comes here.
 template <int N>
-GGR_DEVICE void store_sums(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
+GGR_DEVICE void add_lanes(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
     GGR_SHARED float shared[VECTOR_THREADS / WARP][R * N];
     GGR_UNROLL
     for (int r = 0; r < R; ++r) {
         GGR_UNROLL
         for (int c = 0; c < N; ++c) sums[r][c] = warp_sum(sums[r][c]);
     }
-    if (a.split > 1) {
-        if (lane() == 0) {
-            GGR_UNROLL
-            for (int i = 0; i < R * N; ++i) shared[warp_index()][i] = sums[i / N][i % N];
-        }
-        sync_block();
-        if (t.part != 0) return;
-        for (int s = 1; s < a.split; ++s) {
-            GGR_UNROLL
-            for (int i = 0; i < R * N; ++i) sums[i / N][i % N] += shared[warp_index() + s][i];
-        }
+    if (a.split == 1) return;
+    if (lane() == 0) {
+        GGR_UNROLL
+        for (int i = 0; i < R * N; ++i) shared[warp_index()][i] = sums[i / N][i % N];
     }
-    if (lane() != 0) return;
+    sync_block();
+    if (t.part != 0) return;
+    for (int s = 1; s < a.split; ++s) {
+        GGR_UNROLL
+        for (int i = 0; i < R * N; ++i) sums[i / N][i % N] += shared[warp_index() + s][i];
+    }
+}
+template <int N>
+GGR_DEVICE void store_sums(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
+    add_lanes(a, t, sums);
+    if (t.part != 0 || lane() != 0) return;
     GGR_UNROLL
     for (int c = 0; c < N; ++c) {
         GGR_UNROLL
@@ -96,9 +101,7 @@ GGR_DEVICE int32_t dot16(const uint32_t (&a)[4], const Bytes16& b, int32_t sum) 
 }
 
 template <class T, int N>
-GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_quantised(const ProductArgs a) {
-    const VectorTask<N> t = vector_task<N>(a);
-    float sums[R][N] = {};
+GGR_DEVICE void sum_quantised(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
     const int units = a.k / (16 * T::PARTS), scales = padded_row(a.k);
     for (int u = t.part * WARP + lane(); u < units; u += a.split * WARP) {
         const int block = u / T::UNITS, unit = u - block * T::UNITS;
@@ -130,15 +133,12 @@ GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_quantised(const ProductArgs a) {
             }
         }
     }
-    store_sums<N>(a, t, sums);
 }
 
 // Plain weights, activations in f32: eight elements a lane at a time where all rows lie at multiples of 16 bytes.
 template <class W, int N>
-GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_plain(const ProductArgs a) {
+GGR_DEVICE void sum_plain(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
     constexpr int SIZE = sizeof(typename W::Bits), PER = 16 / SIZE;
-    const VectorTask<N> t = vector_task<N>(a);
-    float sums[R][N] = {};
     const int start = t.part * WARP + lane(), step = a.split * WARP;
     if (a.packed != 0) {
         for (int i = start; i < a.k / PER; i += step) {
@@ -178,7 +178,53 @@ GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_plain(const ProductArgs a) {
             }
         }
     }
-    store_sums<N>(a, t, sums);
+}
+
+template <class T, int N>
+GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_quantised(const ProductArgs a) {
+    const VectorTask<N> t = vector_task<N>(a);
+    float sums[R][N] = {};
+    sum_quantised<T>(a, t, sums);
+    store_sums(a, t, sums);
+}
+template <class W, int N>
+GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_plain(const ProductArgs a) {
+    const VectorTask<N> t = vector_task<N>(a);
+    float sums[R][N] = {};
+    sum_plain<W>(a, t, sums);
+    store_sums(a, t, sums);
+}
+
+// The two rows of a warp are one of the gate's matrix and the same of up's.
+static_assert(R == 2, "gate and up");
+GGR_DEVICE VectorTask<1> gated_task(const GatedArgs& g) {
+    VectorTask<1> t = vector_task<1>(g.product);
+    const int row = t.row / R;
+    const int64_t back = (row < g.product.m ? row : g.product.m - 1) -
+                         static_cast<int64_t>(t.row < g.product.m ? t.row : g.product.m - 1);
+    t.w[0] += back * g.product.w_nb[0];
+    t.w[1] = t.w[0] + (g.up - g.product.w);
+    t.row = row;
+    return t;
+}
+GGR_DEVICE void store_gated(const GatedArgs& g, const VectorTask<1>& t, float (&sums)[R][1]) {
+    add_lanes<1>(g.product, t, sums);
+    if (t.part != 0 || lane() != 0 || t.row >= g.product.m) return;
+    t.dst[0][t.row] = t.absent ? 0.0f : gated(g.kind, sums[0][0], sums[1][0], g.alpha, g.limit);
+}
+template <class T>
+GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) gated_quantised(const GatedArgs a) {
+    const VectorTask<1> t = gated_task(a);
+    float sums[R][1] = {};
+    sum_quantised<T>(a.product, t, sums);
+    store_gated(a, t, sums);
+}
+template <class W>
+GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) gated_plain(const GatedArgs a) {
+    const VectorTask<1> t = gated_task(a);
+    float sums[R][1] = {};
+    sum_plain<W>(a.product, t, sums);
+    store_gated(a, t, sums);
 }
 
 }  // namespace cuda

@@ -53,6 +53,14 @@ struct ProductArgs {
     const int32_t* tiles;  // three numbers a tile: expert, first of its pairs, their number
 };
 
+// A vector product of one column with two matrices of one layout: dst = activation(w^T x) * (up^T x).
+struct GatedArgs {
+    ProductArgs product;
+    const uint8_t* up;
+    int32_t kind;
+    float alpha, limit;
+};
+
 // Pairs (token, slot) by expert: `pairs` gets their numbers, `tiles` up to `max_tiles` descriptions of at most `width`
 // pairs each; those not needed have no pairs.
 struct SortArgs {
