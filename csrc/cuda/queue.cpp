@@ -76,9 +76,7 @@ CudaQueue* CudaQueue::open(Gpu& gpu, Error* err) {
     if (context == nullptr || !context->enter(err)) return nullptr;
     std::unique_ptr<CudaQueue> queue(new CudaQueue(gpu, context));
     const Driver& d = gpu.driver;
-    if (!context->check(d.cuStreamCreate(&queue->stream_, NON_BLOCKING), "cuStreamCreate", err) ||
-        !context->check(d.cuEventCreate(&queue->settled_, SLEEPING_WITHOUT_TIME), "cuEventCreate", err))
-        return nullptr;
+    if (!context->check(d.cuStreamCreate(&queue->stream_, NON_BLOCKING), "cuStreamCreate", err)) return nullptr;
     return queue.release();
 }
 
@@ -103,7 +101,6 @@ CudaQueue::~CudaQueue() {
     }
     if (!alive) return;  // all of it goes with the context
     for (CUevent e : events_) d.cuEventDestroy(e);
-    if (settled_ != nullptr) d.cuEventDestroy(settled_);
     if (stream_ != nullptr) d.cuStreamDestroy(stream_);
     if (scratch_ != 0) d.cuMemFree(scratch_);
 }

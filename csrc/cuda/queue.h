@@ -88,13 +88,14 @@ class CudaQueue {
     void work();
     bool run(const Order& order, Error* err);
     bool run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err);
-    bool settle_stream(Error* err);
+    bool fetch(const std::vector<HostCopy>& copies, uint8_t* host, Error* err);
+    bool store(const std::vector<HostCopy>& copies, const uint8_t* host, Error* err);
+    bool await(CUevent event, Error* err);
     bool halted(Error* err);
 
     Gpu& gpu_;
     const std::shared_ptr<Context> context_;
     CUstream stream_ = nullptr;
-    CUevent settled_ = nullptr;  // of the thread's own waits
     CUdeviceptr scratch_ = 0;
     uint64_t scratch_bytes_ = 0;
     Queue* cpu_queue_ = nullptr;

@@ -1,5 +1,7 @@
 // The thread of a queue: it runs plans that have parts for the CPU, a part after the other.
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "cuda/queue.h"
 
@@ -56,13 +58,11 @@ bool CudaQueue::run(const Order& order, Error* err) {
     return true;
 }
 
-// Wait until what is on the stream is over.
-bool CudaQueue::settle_stream(Error* err) {
-    const Driver& d = gpu_.driver;
-    if (!context_->check(d.cuEventRecord(settled_, stream_), "cuEventRecord", err)) return false;
+// Wait for an event of the stream.
+bool CudaQueue::await(CUevent event, Error* err) {
     const Clock::time_point start = Clock::now();
     for (;;) {
-        const CUresult status = d.cuEventQuery(settled_);
+        const CUresult status = gpu_.driver.cuEventQuery(event);
         if (status != CUDA_ERROR_NOT_READY) return context_->check(status, "a graph", err);
         if (cancelled_.load(std::memory_order_relaxed))
             return err->fail(Code::cancelled, "GRAPH_COMPUTE: the run was cancelled");
@@ -70,16 +70,106 @@ bool CudaQueue::settle_stream(Error* err) {
     }
 }
 
-bool CudaQueue::run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err) {
+namespace {
+
+// Copies cut and gathered to fill pinned chunks: small ones share one, large ones take several.
+class Pieces {
+  public:
+    struct Piece {
+        uint64_t device, offset, bytes, at;  // offset in the host copy, place in the chunk
+    };
+    explicit Pieces(const std::vector<HostCopy>& copies) : copies_(copies) {}
+    // The next chunkful; empty at the end.
+    std::vector<Piece> next() {
+        std::vector<Piece> out;
+        uint64_t at = 0;
+        while (copy_ < copies_.size() && at < CHUNK_BYTES) {
+            const HostCopy& c = copies_[copy_];
+            const uint64_t bytes = std::min(c.bytes - done_, CHUNK_BYTES - at);
+            out.push_back({c.device + done_, c.offset + done_, bytes, at});
+            at += (bytes + PIECE_ALIGNMENT - 1) / PIECE_ALIGNMENT * PIECE_ALIGNMENT;
+            done_ += bytes;
+            if (done_ < c.bytes) continue;
+            ++copy_;
+            done_ = 0;
+        }
+        return out;
+    }
+
+  private:
+    static constexpr uint64_t PIECE_ALIGNMENT = 64;
+    const std::vector<HostCopy>& copies_;
+    size_t copy_ = 0;
+    uint64_t done_ = 0;
+};
+
+}  // namespace
+
+// Copy to the host; in order behind what is on the stream. Several chunks are under way while one is emptied.
+bool CudaQueue::fetch(const std::vector<HostCopy>& copies, uint8_t* host, Error* err) {
+    struct Flight {
+        Chunk* chunk;
+        std::vector<Pieces::Piece> pieces;
+    };
+    constexpr size_t FLIGHTS = 4;
     const Driver& d = gpu_.driver;
+    Staging& staging = context_->staging();
+    Pieces pieces(copies);
+    std::deque<Flight> flights;
+    bool ok = true, more = true;
+    while (ok && (more || !flights.empty())) {
+        while (ok && more && flights.size() < FLIGHTS) {
+            std::vector<Pieces::Piece> next = pieces.next();
+            more = !next.empty();
+            if (!more) break;
+            Chunk* chunk = staging.take(err);
+            if (chunk == nullptr) {
+                ok = false;
+                break;
+            }
+            flights.push_back({chunk, std::move(next)});
+            for (const Pieces::Piece& p : flights.back().pieces)
+                ok = ok && context_->check(d.cuMemcpyDtoHAsync(chunk->host + p.at, p.device, p.bytes, stream_),
+                                           "cuMemcpyDtoHAsync", err);
+            ok = ok && context_->check(d.cuEventRecord(chunk->event, stream_), "cuEventRecord", err);
+        }
+        if (!ok || flights.empty()) break;
+        const Flight& f = flights.front();
+        ok = await(f.chunk->event, err);
+        if (!ok) break;
+        for (const Pieces::Piece& p : f.pieces) std::memcpy(host + p.offset, f.chunk->host + p.at, p.bytes);
+        staging.give(f.chunk);
+        flights.pop_front();
+    }
+    Error ignored = {};
+    for (const Flight& f : flights) staging.retire(f.chunk, stream_, &ignored);
+    return ok;
+}
+
+// Copy to the device, before what comes on the stream.
+bool CudaQueue::store(const std::vector<HostCopy>& copies, const uint8_t* host, Error* err) {
+    const Driver& d = gpu_.driver;
+    Staging& staging = context_->staging();
+    Pieces pieces(copies);
+    bool ok = true;
+    for (std::vector<Pieces::Piece> next = pieces.next(); ok && !next.empty(); next = pieces.next()) {
+        Chunk* chunk = staging.take(err);
+        if (chunk == nullptr) return false;
+        for (const Pieces::Piece& p : next) {
+            std::memcpy(chunk->host + p.at, host + p.offset, p.bytes);
+            ok = ok && context_->check(d.cuMemcpyHtoDAsync(p.device, chunk->host + p.at, p.bytes, stream_),
+                                       "cuMemcpyHtoDAsync", err);
+        }
+        ok = staging.retire(chunk, stream_, err) && ok;
+    }
+    return ok;
+}
+
+bool CudaQueue::run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err) {
     Device* cpu = gpu_.cpu;
     uint8_t* host = plan.fallback.memory.data;
-    for (const HostCopy& c : part.in) {
-        const CUresult status = d.cuMemcpyDtoHAsync(host + c.offset, c.device, c.bytes, stream_);
-        if (!context_->check(status, "cuMemcpyDtoHAsync", err)) return false;
-    }
     // A value that an earlier kernel found illegal must not be computed with.
-    if (!settle_stream(err) || !plan.faultless(err)) return false;
+    if (!fetch(part.in, host, err) || !plan.faultless(err)) return false;
     if (cpu_queue_ == nullptr) cpu_queue_ = cpu->ops->open_queue(cpu, err);
     if (cpu_queue_ == nullptr) return false;
     const uint64_t number = cpu->ops->submit(cpu, cpu_queue_, part.plan, err);
@@ -90,11 +180,7 @@ bool CudaQueue::run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err) {
         if (result == WaitResult::done) break;
         if (cancelled_.load(std::memory_order_relaxed)) cpu->ops->cancel(cpu, cpu_queue_);
     }
-    for (const HostCopy& c : part.out) {
-        const CUresult status = d.cuMemcpyHtoDAsync(c.device, host + c.offset, c.bytes, stream_);
-        if (!context_->check(status, "cuMemcpyHtoDAsync", err)) return false;
-    }
-    return true;
+    return store(part.out, host, err);
 }
 
 }  // namespace cuda

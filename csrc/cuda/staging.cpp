@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "cuda/context.h"
@@ -36,6 +37,8 @@ void Staging::close() {
             d.cuEventDestroy(f.event);
     }
     flying_.clear();
+    free_.insert(free_.end(), retiring_.begin(), retiring_.end());
+    retiring_.clear();
     for (Chunk* c : free_) {
         d.cuEventDestroy(c->event);
         if (c->pinned)
@@ -90,6 +93,10 @@ void Staging::land() {
             events_.push_back(f.event);
         flying_.pop_front();
     }
+    const auto over = [&](const Chunk* c) { return context_.driver().cuEventQuery(c->event) == CUDA_SUCCESS; };
+    const auto first = std::stable_partition(retiring_.begin(), retiring_.end(), [&](Chunk* c) { return !over(c); });
+    free_.insert(free_.end(), first, retiring_.end());
+    retiring_.erase(first, retiring_.end());
 }
 
 Chunk* Staging::take(Error* err) {
@@ -97,7 +104,7 @@ Chunk* Staging::take(Error* err) {
     land();
     if (free_.empty() && chunks_ >= MAX_CHUNKS) {
         // All are under way or held by sessions: wait for the first to arrive.
-        CUevent first = nullptr;
+        CUevent first = retiring_.empty() ? nullptr : retiring_.front()->event;
         for (const Flight& f : flying_)
             if (f.chunk != nullptr) {
                 first = f.event;
@@ -199,6 +206,12 @@ bool Staging::download(Chunk* chunk, CUdeviceptr from, uint64_t bytes, uint64_t 
     return order_locked(number, download_, err) &&
            context_.check(d.cuMemcpyDtoHAsync(chunk->host, from, bytes, download_), "cuMemcpyDtoHAsync", err) &&
            context_.check(d.cuEventRecord(chunk->event, download_), "cuEventRecord", err);
+}
+
+bool Staging::retire(Chunk* chunk, CUstream stream, Error* err) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    retiring_.push_back(chunk);
+    return context_.check(context_.driver().cuEventRecord(chunk->event, stream), "cuEventRecord", err);
 }
 
 bool Staging::await(CUevent event, Error* err) {

@@ -49,6 +49,8 @@ class Staging {
     // Start to copy to the chunk, after upload `number`.
     bool download(Chunk* chunk, CUdeviceptr from, uint64_t bytes, uint64_t number, Error* err);
     bool await(CUevent event, Error* err);
+    // The chunk is free when what is on `stream` by now is over.
+    bool retire(Chunk* chunk, CUstream stream, Error* err);
 
   private:
     struct Flight {
@@ -69,7 +71,8 @@ class Staging {
     std::vector<Chunk*> free_;
     std::vector<CUevent> events_;  // not in use
     std::deque<Flight> flying_;    // uploads in order
-    uint64_t number_ = 0;          // of the last upload
+    std::vector<Chunk*> retiring_;
+    uint64_t number_ = 0;  // of the last upload
     size_t chunks_ = 0;
 };
 
