@@ -12,7 +12,8 @@ BUILD ?= build/dev
 .PHONY: help demo test lint docs bench speed plots dev build format interop peers wheel clean
 
 # csrc/spec is generated, one row an id.
-CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp'))
+CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' \
+	'csrc/*.cuh' 'tests/cuda/*.h' 'tests/cuda/*.cpp' 'tests/cuda/*.cu'))
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
 # Editable: the venv refers to this folder, and the extensions are built into it by the rule `build`.
 INSTALL_SELF = $(PIP_INSTALL) --config-settings=editable.mode=inplace --config-settings=wheel.cmake=false -e

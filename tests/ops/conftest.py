@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,18 @@ from tests.ops import tolerances
 from tests.support.device import Bench
 
 THREADS = 2
+# Other devices that run the same cases, by the name that they go by as a level.
+DEVICES: dict[str, Callable[[], Any]] = {}
 
 
 @cache
-def device(level: str, threads: int = THREADS) -> CpuDevice:
-    """Return the one CPU device of a level."""
+def _cpu(level: str, threads: int) -> CpuDevice:
     return CpuPool(threads, level).device()
+
+
+def device(level: str, threads: int = THREADS) -> Any:
+    """Return the one CPU device of a level, or what was entered under its name."""
+    return DEVICES[level]() if level in DEVICES else _cpu(level, threads)
 
 
 @pytest.fixture(params=levels())

@@ -19,14 +19,19 @@
 
 namespace emulator {
 
-Block block;
+Block block = [] {
+    Block b = {};
+    b.budget = -1;
+    return b;
+}();
 
 namespace {
 
 constexpr int MAX_THREADS = 1024;
 Fibre fibres[MAX_THREADS];
-Fibre home;  // of the scheduler: its stack_pointer
-bool failed;
+Fibre home;        // of the scheduler: its stack_pointer
+bool failed;       // the launch ends
+bool over_budget;  // it is no failure
 std::string failure;
 std::mutex one_at_a_time;
 int order = GGR_FORWARD;
@@ -252,6 +257,12 @@ void release_warp(State state) {
 }
 
 }  // namespace
+
+void stop_over_budget() {
+    failed = over_budget = true;
+    for (;;) leave();
+}
+
 }  // namespace emulator
 
 using namespace emulator;
@@ -306,7 +317,9 @@ void ggr_exchange(const char* what, GgrCompute compute, const void* in, void* ou
 
 int ggr_launch(const GgrLaunch* launch) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (over_budget) return 0;
     failed = false;
+    if (block.budget < 0) block.left = INT64_MAX;
     reserve_stacks();
     ++n_launches;
     block.launch = launch;
@@ -342,8 +355,16 @@ int ggr_launch(const GgrLaunch* launch) {
                                  static_cast<uint32_t>(at / launch->grid[0] / launch->grid[1])};
         run_block(*launch, xyz, at);
     }
-    return failed ? -1 : 0;
+    return failed && !over_budget ? -1 : 0;
 }
+
+void ggr_set_budget(int64_t accesses) {
+    std::lock_guard<std::mutex> lock(one_at_a_time);
+    block.budget = accesses;
+    block.left = accesses < 0 ? INT64_MAX : accesses;
+    over_budget = false;
+}
+int ggr_over_budget(void) { return over_budget; }
 
 const char* ggr_failure(void) { return failure.c_str(); }
 void ggr_set_failure(const char* text) { failure = text; }

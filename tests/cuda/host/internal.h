@@ -33,6 +33,8 @@ constexpr size_t STACK_BYTES = 128 << 10;
 struct Block {
     const GgrLaunch* launch;
     Fibre* fibres;
+    int64_t left;    // accesses that may still be made
+    int64_t budget;  // at the start; -1: any number
     Fibre* running;  // nullptr outside kernels
     int32_t threads, at[3];
     uint32_t epoch;           // barriers of the block passed; never the same twice in a process
@@ -45,6 +47,7 @@ extern Block block;
 
 constexpr size_t MAX_DYNAMIC_SHARED = 228 << 10;
 
+[[noreturn]] void stop_over_budget();
 void start_memory_of_launch();
 void start_memory_of_block();
 // The thread touches shared memory: is that ordered after what others did to it?

@@ -199,6 +199,7 @@ void check_slowly(uintptr_t at, size_t bytes, bool write, const void* instructio
 
 inline void check(uintptr_t at, size_t bytes, bool write, const void* instruction) {
     if (!block.running) return;
+    if (--block.left < 0) stop_over_budget();
     if (at - reinterpret_cast<uintptr_t>(block.running->stack) < STACK_BYTES) return;
     const Allocation& a = cached[at >> 12 & 3];
     if (at >= a.at && at - a.at + bytes <= a.bytes) return;

@@ -67,6 +67,11 @@ enum GgrOrder { GGR_FORWARD = 0, GGR_REVERSE = 1, GGR_RANDOM = 2 };
 // launch.
 void ggr_set_order(int order, uint64_t seed);
 
+// How many accesses to memory the launches from now on may make in all (-1: any number). What goes beyond is not done,
+// and does not count as a failure: ggr_over_budget() tells.
+void ggr_set_budget(int64_t accesses);
+int ggr_over_budget(void);
+
 // Memory that kernels may use. Addresses are never used again. `slack`: bytes behind it that may be read.
 enum GgrKind { GGR_DEVICE_MEMORY = 0, GGR_HOST_MEMORY = 1 };
 void* ggr_alloc(size_t bytes, size_t slack, int kind, int owner);
