@@ -12,6 +12,8 @@ const Family* families(size_t* count) {
         MATMUL,
         ROWS,
         COPY,
+        SOFTMAX,
+        ROPE,
     };
     *count = list.size();
     return list.data();

@@ -12,6 +12,8 @@ extern const Family NORM;
 extern const Family MATMUL;
 extern const Family ROWS;
 extern const Family COPY;
+extern const Family SOFTMAX;
+extern const Family ROPE;
 
 }  // namespace cuda
 }  // namespace ggr
