@@ -6,6 +6,7 @@ namespace cuda {
 
 const Family* families(size_t* count) {
     static const std::vector<Family> list = {
+        // clang-format off
         ELEMENTWISE,
         UNARY,
         NORM,
@@ -14,6 +15,7 @@ const Family* families(size_t* count) {
         COPY,
         SOFTMAX,
         ROPE,
+        // clang-format on
     };
     *count = list.size();
     return list.data();
