@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t MAX_VECTOR_COLUMNS = 8;
 constexpr int64_t MAX_VECTOR_PAIRS =
     64;  // each pair reads its expert's weights itself; the L2 cache has the repeated ones
-constexpr int NARROW = 32, WIDE = 128;  // columns of a tile
+constexpr int NARROW = 32, MIDDLE = 64, WIDE = 128;  // columns of a tile
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -126,9 +126,10 @@ void launch_vector(PlanBuilder& builder, const Tensor& node, const Engine& engin
 int64_t tile_rows(const Engine& engine) { return engine.tensor_cores ? TILE_ROWS : PLAIN_TILE; }
 int tile_width(const PlanBuilder& builder, const Tensor& w, const Engine& engine, int64_t n, int64_t matrices) {
     if (!engine.tensor_cores) return PLAIN_TILE;
-    const bool fills =
-        ceil_div(w.ne[1], TILE_ROWS) * matrices * ceil_div(n, WIDE) >= builder.hardware().multiprocessors;
-    return n > 2 * NARROW && fills ? WIDE : NARROW;
+    // As wide as the columns are, if that still makes enough blocks: two wide ones fit on a multiprocessor.
+    const int64_t row_tiles = ceil_div(w.ne[1], TILE_ROWS) * matrices, units = builder.hardware().multiprocessors;
+    if (n > MIDDLE && 2 * row_tiles * ceil_div(n, WIDE) >= 3 * units) return WIDE;
+    return n > NARROW && row_tiles * ceil_div(n, MIDDLE) >= units ? MIDDLE : NARROW;
 }
 
 void launch_tiles(PlanBuilder& builder, const Tensor& node, const Engine& engine, const ProductArgs& args, int width,
@@ -232,7 +233,10 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
         return true;
     }
     const int64_t busy = pairs < w.ne[2] ? pairs : w.ne[2];
-    const int width = !engine.tensor_cores ? PLAIN_TILE : pairs / busy > 2 * NARROW ? WIDE : NARROW;
+    const int width = !engine.tensor_cores    ? PLAIN_TILE
+                      : pairs / busy > MIDDLE ? WIDE
+                      : pairs / busy > NARROW ? MIDDLE
+                                              : NARROW;
     // Every expert can have one tile that is not full, and so can the pairs without an expert.
     const int64_t max_tiles = pairs / width + (pairs < w.ne[2] + 1 ? pairs : w.ne[2] + 1);
     if (max_tiles > MAX_GRID) return false;
@@ -336,10 +340,10 @@ void list_kernels(void* context, KernelSink sink) {
         list_kernel(context, sink, "matvec", "gated_quantised<%s>", type.name);
         for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
             list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
-        for (const int width : {NARROW, WIDE})
+        for (const int width : {NARROW, MIDDLE, WIDE})
             list_kernel(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, width);
     }
-    for (const int width : {NARROW, WIDE}) {
+    for (const int width : {NARROW, MIDDLE, WIDE}) {
         list_kernel(context, sink, "matmul", "tiles<PlainRows<false>, %d>", width);
         list_kernel(context, sink, "matmul", "tiles<PlainRows<true>, %d>", width);
     }

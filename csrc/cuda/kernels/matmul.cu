@@ -1,5 +1,5 @@
-// Products of weights with many columns by tensor cores: tiles of TILE_ROWS rows by 32 or 128 columns, 32 elements a
-// step, two steps in shared memory. Sums in f32.
+// Products of weights with many columns by tensor cores: tiles of TILE_ROWS rows by 32, 64 or 128 columns, 32 elements
+// a step, two steps in shared memory. Sums in f32.
 //
 // F16 weights and quantised ones (as halves: 11 bits hold every code, and the rounding of the scaled value is a tenth
 // of what activations of 8 bits would lose) meet activations in half with a scale a row; BF16 weights meet bf16. Floor:
@@ -108,7 +108,7 @@ GGR_DEVICE Column column_of_tile(const ProductArgs& a, const TileColumns& t, int
     return t.pairs != nullptr ? column_of_pair(a, t.pairs[c]) : column_of_matrix(a, t.first + c, t.w2, t.w3);
 }
 
-// Warps: N / 32 along the columns, the others of the 8 along the rows. N: 32 or 128.
+// Warps: N / 32 along the columns, the others of the 8 along the rows. N: 32, 64 or 128.
 template <class Rows, int N>
 GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
     constexpr int WARPS_N = N / 32, WARPS_M = 8 / WARPS_N;
@@ -224,22 +224,30 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
         column_x[thread] = column.x;
         column_dst[thread] = column.dst;
     }
+    sync_block();
     const int tx = thread % 16, ty = thread / 16;  // rows 4 tx, columns 4 ty
-    float sums[4][4] = {};
+    // Loading: element tx of four rows and four columns, a step ahead in registers.
     const int k = t.empty ? 0 : a.k;
-    for (int k0 = 0; k0 < k; k0 += K) {
-        sync_block();
+    float next_w[4], next_x[4];
+    const auto fetch = [&](int e) {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) {
-            const int e = k0 + thread % 16, line = thread / 16 + 16 * i;
-            const int row = row0 + line < a.m ? row0 + line : a.m - 1;
-            shared_w[thread % 16][line] =
-                e < k ? element<W>(t.w + row * a.w_nb[0] +
-                                   static_cast<int64_t>(e) * static_cast<int64_t>(sizeof(typename W::Bits)))
-                      : 0.0f;
-            shared_x[thread % 16][line] = e < k ? element<F32>(column_x[line] + 4 * static_cast<int64_t>(e)) : 0.0f;
+            const int line = ty + 16 * i, row = row0 + line < a.m ? row0 + line : a.m - 1;
+            const int64_t at = static_cast<int64_t>(e) * static_cast<int64_t>(sizeof(typename W::Bits));
+            next_w[i] = e < k ? element<W>(t.w + row * a.w_nb[0] + at) : 0.0f;
+            next_x[i] = e < k ? element<F32>(column_x[line] + 4 * static_cast<int64_t>(e)) : 0.0f;
+        }
+    };
+    float sums[4][4] = {};
+    fetch(tx);
+    for (int k0 = 0; k0 < k; k0 += K) {
+        GGR_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            shared_w[tx][ty + 16 * i] = next_w[i];
+            shared_x[tx][ty + 16 * i] = next_x[i];
         }
         sync_block();
+        fetch(k0 + K + tx);
         GGR_UNROLL
         for (int e = 0; e < K; ++e) {
             GGR_UNROLL
@@ -249,8 +257,8 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
                     sums[i][j] = fused_add(shared_w[e][4 * tx + j], shared_x[e][4 * ty + i], sums[i][j]);
             }
         }
+        sync_block();
     }
-    if (k == 0) sync_block();
     GGR_UNROLL
     for (int i = 0; i < 4; ++i) {
         if (4 * ty + i >= t.count) continue;

@@ -38,8 +38,18 @@ GGR_KERNEL GGR_BOUNDS(ROWS_THREADS, 1) get_rows_quantised(const GetRowsArgs a) {
         piece_values(T::load(p.from + block * T::BYTES, T::unit_of(i), T::part_of(i)), v);
     }
     float* const to = reinterpret_cast<float*>(p.to) + 16 * piece;
+    if (reinterpret_cast<uint64_t>(to) % 16 != 0) {
+        GGR_UNROLL
+        for (int i = 0; i < 16; ++i) to[i] = v[i];
+        return;
+    }
     GGR_UNROLL
-    for (int i = 0; i < 16; ++i) to[i] = v[i];
+    for (int i = 0; i < 16; i += 4) {
+        Bytes16 four;
+        GGR_UNROLL
+        for (int j = 0; j < 4; ++j) four.word[j] = float_to_bits(v[i + j]);
+        *reinterpret_cast<Bytes16*>(to + i) = four;
+    }
 }
 
 template <class From>
