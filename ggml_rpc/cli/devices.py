@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -217,6 +218,21 @@ def show_local(as_json: bool) -> int:
     return 0
 
 
+def show_ops(as_json: bool) -> int:
+    """Print which ops CUDA devices leave to the CPU, whatever their types; needs no GPU."""
+    from ggml_rpc.devices.cuda import ops_with_kernels, registry  # noqa: PLC0415  native modules
+    from ggml_rpc.spec.ops import OPS  # noqa: PLC0415
+
+    with_kernels = set(ops_with_kernels())
+    left = [op.name for op in OPS if not op.is_noop and op.name not in with_kernels]
+    if as_json:
+        print(json.dumps({"cuda": sorted(with_kernels), "cpu": left}, indent=2))
+        return 0
+    print(f"CUDA: {len(with_kernels)} ops by {len(registry())} kernels; the others run on the CPU:")
+    print("\n".join(textwrap.wrap(", ".join(left), 116, initial_indent="  ", subsequent_indent="  ")))
+    return 0
+
+
 def build_parser() -> Parser:
     """Return the parser of ``ggml-rpc devices``."""
     parser = Parser(PROG, "List what this machine, or servers, can compute on.")
@@ -230,6 +246,7 @@ def build_parser() -> Parser:
         metavar="SECONDS",
         help="how long to wait for a server (10)",
     )
+    parser.add_argument("--ops", action="store_true", help="list the ops that CUDA devices leave to the CPU")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
     return parser
 
@@ -237,6 +254,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ggml-rpc devices`` and return its exit status."""
     options = build_parser().parse_args(argv)
+    if options.ops:
+        return execute(PROG, lambda signals: show_ops(options.json))
     if options.rpc is None:
         return execute(PROG, lambda signals: show_local(options.json))
     return execute(PROG, lambda signals: show_remote(options.rpc, options.timeout, options.json))

@@ -9,11 +9,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from ggml_rpc import __version__
 from ggml_rpc.cli.devices import device_line, local_devices
@@ -30,6 +30,7 @@ PROG = "ggml-rpc-server"
 DEBUG_VARIABLE = "GGML_RPC_DEBUG"
 MAX_PORT = 65535
 MAX_THREADS = 1024  # the CPU device's own bound
+BAR = 40  # characters of a progress bar
 
 EPILOG = f"""protocols: auto, {", ".join(dialects.NAMES)}
 
@@ -83,6 +84,8 @@ class Options:
         How the CPU devices use several memory nodes.
     explain : bool
         Log what is inferred about each client's protocol.
+    warmup : bool
+        Compile all kernels of the GPUs before the server starts.
     """
 
     host: str
@@ -95,6 +98,7 @@ class Options:
     graph_timeout: float
     numa: str | None
     explain: bool
+    warmup: bool
 
 
 def _integer(text: str, low: int, high: int, what: str) -> int:
@@ -182,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="protocol to speak: auto (what fits the client), a name, or several with ports: auto,7.0@50053",
     )
     add("--explain", action="store_true", help="say of each client which protocol it speaks, and how that shows")
+    add("--warmup", action="store_true", help="compile all kernels for the GPUs first; else each on its first use")
     add(
         "--graph-timeout",
         type=parse_seconds,
@@ -228,6 +233,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         graph_timeout=given.graph_timeout,
         numa=given.numa,
         explain=given.explain,
+        warmup=given.warmup,
     )
 
 
@@ -265,6 +271,8 @@ def choose_devices(wanted: Sequence[str], cpu: bool) -> list[str]:
     by_name = {name.upper(): name for name in devices.available()}
     for name in wanted:
         if name.upper() not in by_name:
+            if name.upper().startswith(devices.cuda.PREFIX) and devices.why_no_accelerator():
+                raise StartError(devices.why_no_accelerator())
             lines = "\n".join(device.line() for device in local_devices())
             raise StartError(f"unknown device: {name}\navailable devices:\n{lines}")
     names = [by_name[name.upper()] for name in wanted]
@@ -317,6 +325,12 @@ def serve(options: Options) -> None:
         If it cannot start.
     """
     names = choose_devices(options.devices, options.cpu)
+    from ggml_rpc import devices  # noqa: PLC0415
+
+    if not options.devices and devices.why_no_accelerator():
+        print(devices.why_no_accelerator(), file=sys.stderr, flush=True)
+    if options.warmup:
+        devices.cuda.warm_up(names, warming(sys.stderr))
     cache = cache_folder() if options.cache else None
     from ggml_rpc.server import Server  # noqa: PLC0415
 
@@ -341,6 +355,23 @@ def serve(options: Options) -> None:
         server.serve_forever()
     finally:
         server.close()
+
+
+def warming(stream: TextIO) -> Callable[[str, int, int], None]:
+    """Return what shows how far the kernels are: a bar on a terminal, else a line at the beginning and the end."""
+
+    def show(architecture: str, done: int, total: int) -> None:
+        text = f"kernels for {architecture}: {done} of {total}"
+        if stream.isatty():
+            filled = BAR * done // max(1, total)
+            end = "\n" if done == total else ""
+            print(f"\r[{'#' * filled}{'.' * (BAR - filled)}] {text}", end=end, file=stream, flush=True)
+        elif done == total or architecture not in begun:
+            print(text, file=stream, flush=True)
+        begun.add(architecture)
+
+    begun: set[str] = set()
+    return show
 
 
 def debugging() -> bool:

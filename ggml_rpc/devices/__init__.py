@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ggml_rpc.errors import DeviceError
 
+from . import cuda
 from ._device import DeviceBuffer, DevicePlan, NativeDevice
 from .cpu import CpuPool, forced_level
 from .cpu.numa import place
@@ -17,7 +18,12 @@ CPU = "CPU"
 
 def available() -> list[str]:
     """Return the names of the devices that this machine offers, accelerators first."""
-    return [CPU]
+    return [*cuda.names(), CPU]
+
+
+def why_no_accelerator() -> str:
+    """Return one line that says why there is no accelerator; empty if there is one."""
+    return cuda.found().reason
 
 
 def default_names(*, with_cpu: bool = False) -> list[str]:
@@ -74,12 +80,16 @@ def open_devices(
     """
     known = available()
     for name in names:
+        if name not in known and name.startswith(cuda.PREFIX) and why_no_accelerator():
+            raise DeviceError(why_no_accelerator())
         if name not in known:
             raise DeviceError(f"unknown device {name!r}; available devices: {', '.join(known)}")
     if not names:
         raise DeviceError("no device named")
     pool = CpuPool(threads or default_threads(), level or forced_level(), graph_timeout, place(numa) if numa else None)
-    return [pool.device(name) for name in names]
+    accelerators = [name for name in names if name != CPU]
+    opened = iter(cuda.open_gpus(accelerators, pool.device(CPU), graph_timeout) if accelerators else ())
+    return [pool.device(name) if name == CPU else next(opened) for name in names]
 
 
 __all__ = [
@@ -92,4 +102,5 @@ __all__ = [
     "default_threads",
     "open_devices",
     "split_names",
+    "why_no_accelerator",
 ]
