@@ -9,7 +9,7 @@ BUILD ?= build/dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench speed plots dev build format interop peers wheel clean
+.PHONY: help demo test lint docs bench speed plots dev build format interop peers cuda-matrix wheel clean
 
 # csrc/spec is generated, one row an id.
 CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' \
@@ -30,7 +30,7 @@ DOCS := $(VENV)/.made-docs
 endif
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: build  ## a stock llama.cpp client writes text on two of our servers
 	$(PY) -m ggml_rpc.peers prepare 8.0
@@ -88,6 +88,10 @@ dev: build  ## build the extensions in place, warnings as errors
 interop: build $(TESTING)  ## older protocols on either side, built from source (PYTEST_ARGS=... for some)
 	$(PY) -m ggml_rpc.peers build $(if $(JOBS),--jobs $(JOBS)) $(PROTOCOLS)
 	GGML_RPC_INTEROP=1 GGML_RPC_REQUIRE_PEERS=1 $(PY) -m pytest tests/interop $(PYTEST_ARGS)
+
+# An hour of one processor; what did not change since is not compiled again.
+cuda-matrix: build $(TESTING)  ## compile every CUDA kernel for sm_75 to sm_120: registers, spills, shared memory
+	$(PY) -m tests.cuda.matrix
 
 peers: build
 	$(PY) -m ggml_rpc.peers prepare

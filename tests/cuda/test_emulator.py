@@ -122,7 +122,10 @@ def test_after_a_failure_the_next_launch_is_fresh(emulator: Emulator) -> None:
     test_a_right_kernel_passes(emulator, "reverse<NONE>")
 
 
-@pytest.mark.parametrize(("grid", "threads", "shared"), [((0,), 32, 0), ((1,), 1025, 0), ((1,), 0, 0), ((1, 65536), 32, 0), ((1,), 32, 300_000)])
+@pytest.mark.parametrize(
+    ("grid", "threads", "shared"),
+    [((0,), 32, 0), ((1,), 1025, 0), ((1,), 0, 0), ((1, 65536), 32, 0), ((1,), 32, 300_000)],
+)
 def test_launches_beyond_the_limits_fail(grid: tuple[int, ...], threads: int, shared: int) -> None:
     y = DeviceArray((64,), np.float32)
     with pytest.raises(EmulatorError, match="left_behind: "):

@@ -27,8 +27,17 @@ CHECKED = [
     "--param=asan-stack=0",
 ]
 # What NVRTC would not compile must not compile here either; what only the instrumentation provokes is no matter.
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
-            "-Wno-unknown-pragmas", "-Wno-array-bounds", "-Wno-unused-but-set-parameter"]
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unused-function",
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-Wno-unknown-pragmas",
+    "-Wno-array-bounds",
+    "-Wno-unused-but-set-parameter",
+]
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 

@@ -63,7 +63,9 @@ def kernel_of(name: tuple[str, str]) -> tuple[str, Path]:
 
 def compile_all(names: Iterable[tuple[str, str]] | None = None) -> None:
     """Compile kernels ahead (all of the registry), as many at a time as there are processors."""
-    wanted = dict.fromkeys(chunks().get(name, (name[0], (name[1],))) for name in (registry() if names is None else names))
+    wanted = dict.fromkeys(
+        chunks().get(name, (name[0], (name[1],))) for name in (registry() if names is None else names)
+    )
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(lambda chunk: kernel_library(KERNELS / f"{chunk[0]}.cu", chunk[1]), wanted))
 

@@ -1,0 +1,48 @@
+"""NVRTC compiles every kernel of the registry, for the oldest, a middle and the newest architecture, without a warning."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cuda.matrix import files
+from tests.cuda.nvrtc import CompileError, _usages, compile_file, library
+
+ARCHITECTURES = (75, 90, 120)
+needs_compiler = pytest.mark.skipif(library() is None, reason="nvidia-cuda-nvrtc is not installed")
+# Static and dynamic shared memory together: what a block of any architecture may have without asking.
+STATIC_SHARED_AT_MOST = 48 << 10
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", list(files()))
+def test_compiles(file: str, arch: int) -> None:
+    usages = compile_file(file, files()[file], arch)
+    assert set(usages) == set(files()[file])
+    for name, usage in usages.items():
+        assert 0 < usage.registers <= 255, name
+        assert usage.shared_bytes <= STATIC_SHARED_AT_MOST, name
+
+
+@needs_compiler
+def test_errors_carry_the_log() -> None:
+    with pytest.raises(CompileError, match="no_such_kernel"):
+        compile_file("elementwise", ["no_such_kernel"], 90)
+
+
+def test_usage_is_read_from_the_log() -> None:
+    log = """
+ptxas info    : 21 bytes gmem
+ptxas info    : Compiling entry function '_Zone' for 'sm_90'
+ptxas info    : Function properties for _Zone
+ptxas         .     16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 44 registers, used 1 barriers, 128 bytes smem
+ptxas info    : Compile time = 636.317 ms
+ptxas info    : Compiling entry function '_Ztwo' for 'sm_90'
+ptxas info    : Function properties for _Ztwo
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 62 registers, used 0 barriers
+"""
+    one, two = _usages(log).values()
+    assert (one.registers, one.shared_bytes, one.stack_bytes, one.spill_bytes) == (44, 128, 16, 12)
+    assert (two.registers, two.shared_bytes, two.stack_bytes, two.spill_bytes) == (62, 0, 0, 0)
