@@ -1,17 +1,21 @@
-"""The cases of tests/ops on CUDA devices: emulated, and with `-m gpu` on a real GPU.
+"""The cases of tests/ops on CUDA devices: emulated, and on a GPU where there is one (`-m gpu` for it alone).
 
-A case passes only if kernels did what kernels should do: a node that falls back to the CPU fails it, unless fallbacks.py
-says why it may. What the emulator would be too long about is skipped, by the number of accesses to memory.
+A case passes only if kernels did what kernels should do: a node that falls back to the CPU fails it, unless
+fallbacks.py says why it may. What the emulator would be too long about is skipped, by the number of accesses to memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ggml_rpc.devices import cuda
+from ggml_rpc.devices.cpu import CpuPool
 from ggml_rpc.devices.cuda import ops_with_kernels
 from tests.cuda.fallbacks import may_fall_back
 from tests.cuda.host.device import EmulatedDriver
@@ -24,6 +28,17 @@ BUDGET = 8_000_000
 
 asked: set[tuple[str, str]] = set()
 ran: set[tuple[str, str]] = set()
+
+
+def compile_checked(device: Any, codec: Any, payload: Any, buffers: Sequence[Any]) -> Any:
+    """Compile a graph; fail the test if a node is left to the CPU that is not in fallbacks.py."""
+    before = device.gpu.fallbacks()
+    plan = device.compile(codec, payload, list(buffers))
+    known = ops_with_kernels()
+    for text, nodes in device.gpu.fallbacks().items():
+        if nodes != before.get(text, 0) and text.split(" ", maxsplit=1)[0] in known and not may_fall_back(text):
+            pytest.fail(f"left to the CPU: {text}")
+    return plan
 
 
 class _CheckedPlan:
@@ -65,17 +80,8 @@ class _CheckedDevice:
         return self.device.alloc(size)
 
     def compile(self, codec: Any, payload: Any, buffers: Sequence[Any]) -> _CheckedPlan:
-        """Compile a graph; fail if a node is left to the CPU that is not in fallbacks.py."""
-        before = self.device.gpu.fallbacks()
-        plan = self.device.compile(codec, payload, list(buffers))
-        after = self.device.gpu.fallbacks()
-        known = ops_with_kernels()
-        for text, nodes in after.items():
-            if nodes == before.get(text, 0) or text.split(" ")[0] not in known:
-                continue
-            if not may_fall_back(text):
-                pytest.fail(f"left to the CPU: {text}")
-        return _CheckedPlan(self, plan)
+        """Compile a graph."""
+        return _CheckedPlan(self, compile_checked(self.device, codec, payload, buffers))
 
     def note(self) -> None:
         """Remember which kernels were asked for and which ran."""
@@ -86,32 +92,83 @@ class _CheckedDevice:
         return getattr(self.device, name)
 
 
-_emulated: list[_CheckedDevice] = []
+class _MirroredPlan:
+    """A plan around whose run the host's memory travels to the GPU and back."""
+
+    def __init__(self, plan: Any, pairs: Sequence[tuple[Any, np.ndarray]]) -> None:
+        self._plan, self._pairs = plan, pairs
+
+    def run(self) -> None:
+        """Run."""
+        for buffer, memory in self._pairs:
+            buffer.write(0, memory)
+        self._plan.run()
+        for buffer, memory in self._pairs:
+            buffer.read_into(0, memory)
 
 
+class _GpuDevice:
+    """A real GPU."""
+
+    def __init__(self) -> None:
+        (self.device,) = cuda.open_gpus(cuda.names()[:1], CpuPool(ops.THREADS).device())
+        self._mirrors: dict[int, np.ndarray] = {}
+
+    def alloc(self, size: int) -> Any:
+        """Reserve memory."""
+        return self.device.alloc(size)
+
+    def mirror(self, buffer: Any) -> np.ndarray:
+        """Return host memory that stands for a buffer's; one buffer lives at a time."""
+        self._mirrors = {buffer.handle: np.zeros(buffer.size, np.uint8)}
+        return self._mirrors[buffer.handle]
+
+    def compile(self, codec: Any, payload: Any, buffers: Sequence[Any]) -> _MirroredPlan:
+        """Compile a graph."""
+        plan = compile_checked(self.device, codec, payload, buffers)
+        return _MirroredPlan(plan, [(b, self._mirrors[b.handle]) for b in buffers])
+
+
+@cache
 def emulated() -> _CheckedDevice:
     """Return the emulated device of this process."""
-    if not _emulated:
-        _emulated.append(_CheckedDevice())
-    return _emulated[0]
+    return _CheckedDevice()
 
 
 ops.DEVICES["emulated"] = emulated
+ops.DEVICES["gpu"] = cache(_GpuDevice)
+LEVELS = ["emulated", *([pytest.param("gpu", marks=pytest.mark.gpu)] if cuda.names() else [])]
 
 
-@pytest.fixture(params=["emulated"])
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
     """Name of a device, in place of the CPU's instruction-set level."""
     return request.param
 
 
 @pytest.fixture
-def bench(level: str) -> Iterator[Bench]:
+def bench(level: str) -> Bench:
     """Return memory and a device."""
-    yield Bench(ops.device(level))
+    return Bench(ops.device(level))
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Return a generator seeded by the test's name."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+def whole_suite(config: pytest.Config, items: Sequence[pytest.Item]) -> bool:
+    """Return whether all cases of tests/ops that this folder has are to run on the emulator."""
+    files = {item.path.name for item in items}
+    return not (config.option.keyword or config.option.markexpr or config.option.deselect) and all(
+        path.name in files for path in Path(__file__).parent.glob("test_ops_*.py")
+    )
+
+
+@pytest.fixture(scope="session")
+def covered(request: pytest.FixtureRequest) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Return the kernels that plans asked for and those that ran, of a session with all the cases."""
+    if not whole_suite(request.config, request.session.items):
+        pytest.skip("only the whole of tests/cuda runs every kernel")
+    return asked, ran

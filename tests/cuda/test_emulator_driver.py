@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +69,9 @@ class Gpu:
 
 
 @pytest.fixture(params=[False, True], ids=["eager", "lazy"])
-def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
+def gpu(request: pytest.FixtureRequest) -> Gpu:
     """Return a GPU of a driver that works at once, or when it is waited for."""
-    yield Gpu(lazy=request.param)
+    return Gpu(lazy=request.param)
 
 
 def test_a_kernel_between_copies(gpu: Gpu) -> None:
@@ -119,7 +118,9 @@ def test_a_stream_waits_for_an_event_of_another() -> None:
     assert host.tolist() == [0] * 4
 
 
-def captured(gpu: Gpu, function: ctypes.c_void_p, x: object, y: object, n: int, times: int = 1) -> ctypes.c_void_p:
+def captured(
+    gpu: Gpu, function: ctypes.c_void_p, x: object, y: object, *, n: int = 128, times: int = 1
+) -> ctypes.c_void_p:
     """Return a graph of some launches."""
     assert gpu("cuStreamBeginCapture", gpu.stream, ctypes.c_int(0)) == SUCCESS
     for _ in range(times):
@@ -137,17 +138,17 @@ def test_a_captured_graph_runs_when_it_is_launched_and_can_be_updated(gpu: Gpu) 
     gpu.up(x, p, n)
     gpu.wait()
     function = gpu.function("reverse<NONE>")
-    graph = captured(gpu, function, x, y, n)
+    graph = captured(gpu, function, x, y)
     assert gpu.driver.counts().launches == 0
     made = gpu.made("cuGraphInstantiate", graph, ctypes.c_ulonglong(0))
     assert gpu("cuGraphLaunch", made, gpu.stream) == SUCCESS
     result = ctypes.create_string_buffer(24)
-    assert gpu("cuGraphExecUpdate", made, captured(gpu, function, y, z, n), ctypes.pointer(result)) == SUCCESS
+    assert gpu("cuGraphExecUpdate", made, captured(gpu, function, y, z), ctypes.pointer(result)) == SUCCESS
     assert gpu("cuGraphLaunch", made, gpu.stream) == SUCCESS
     gpu.down(p, z, n)
     gpu.wait()
     assert np.array_equal(host, np.arange(n))  # reversed twice
-    longer = captured(gpu, function, y, z, n, times=2)
+    longer = captured(gpu, function, y, z, times=2)
     assert gpu("cuGraphExecUpdate", made, longer, ctypes.pointer(result)) == UPDATE_FAILURE
     assert gpu("cuGraphExecDestroy", made) == SUCCESS
     assert gpu("cuGraphLaunch", made, gpu.stream) == INVALID_HANDLE

@@ -1,4 +1,4 @@
-"""NVRTC compiles every kernel of the registry, for the oldest, a middle and the newest architecture, without a warning."""
+"""NVRTC compiles every kernel of the registry, for an old, a middle and a new architecture, without a warning."""
 
 from __future__ import annotations
 

@@ -49,7 +49,9 @@ class Bench:
         self.dialect = dialect
         self.codec = Codec(dialect)
         self.buffer = device.alloc(size)
-        self.memory = np.frombuffer(self.buffer, dtype=np.uint8)
+        # A device whose memory the host cannot address has a mirror of it.
+        mirror = getattr(device, "mirror", None)
+        self.memory = mirror(self.buffer) if mirror else np.frombuffer(self.buffer, dtype=np.uint8)
         self.memory[:] = POISON
         self.used = 0
 

@@ -126,7 +126,7 @@ class Emulator:
         """Return poisoned device memory."""
         return DeviceArray(shape, dtype, slack)
 
-    def launch(
+    def launch(  # noqa: PLR0917  as the driver's call has them
         self,
         file: str | Path,
         expression: str,
