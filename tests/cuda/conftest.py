@@ -6,7 +6,8 @@ fallbacks.py says why it may. What the emulator would be too long about is skipp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,14 @@ def covered(request: pytest.FixtureRequest) -> tuple[set[tuple[str, str]], set[t
     if not whole_suite(request.config, request.session.items):
         pytest.skip("only the whole of tests/cuda runs every kernel")
     return asked, ran
+
+
+@pytest.fixture
+def driver() -> Iterator[EmulatedDriver]:
+    """Return a driver of its own, on which everything is done as late as it may be; nothing may be used wrongly."""
+    emulated.cache_clear()  # making a driver forgets the one before
+    gc.collect()
+    driver = EmulatedDriver(lazy=True, queries=2, memory_bytes=1 << 30)
+    yield driver
+    gc.collect()
+    assert driver.misuse() == ""
