@@ -15,6 +15,10 @@ const Family* families(size_t* count) {
         COPY,
         SOFTMAX,
         ROPE,
+        ATTENTION,
+        SORT,
+        SHAPE,
+        REDUCE,
         // clang-format on
     };
     *count = list.size();

@@ -14,6 +14,10 @@ extern const Family ROWS;
 extern const Family COPY;
 extern const Family SOFTMAX;
 extern const Family ROPE;
+extern const Family ATTENTION;
+extern const Family SORT;
+extern const Family SHAPE;
+extern const Family REDUCE;
 
 }  // namespace cuda
 }  // namespace ggr
