@@ -25,13 +25,19 @@ struct Engine {
     bool tensor_cores;
 };
 
+// Rows of plain types can be copied 16 bytes at a time.
+bool packed_rows(const Tensor& w) {
+    return !is_quantized(w.type) && rows_at(w, 16) && w.ne[0] * block_bytes(w.type) % 16 == 0;
+}
+
 bool find_engine(const PlanBuilder& builder, const Tensor& w, bool vector, Engine* engine) {
     engine->quantised = quantised_type(w.type);
     engine->plain = float_name(w.type);
     engine->vector = vector;
     if (engine->quantised == nullptr && engine->plain == nullptr) return false;
+    // Elements of BF16 that must be read one by one take the simple tiles, as where tensor cores do not know the type.
     const bool brain = w.type == TYPE_BF16;
-    engine->tensor_cores = w.type != TYPE_F32 && !(brain && builder.hardware().capability < 80);
+    engine->tensor_cores = w.type != TYPE_F32 && !(brain && (builder.hardware().capability < 80 || !packed_rows(w)));
     if (vector)
         engine->format = engine->quantised != nullptr ? ACTIVATION_Q8 : ACTIVATION_F32;
     else
@@ -94,7 +100,7 @@ ProductArgs product_args(const Tensor& node) {
     args.k = static_cast<int32_t>(w.ne[0]);
     args.m = static_cast<int32_t>(w.ne[1]);
     args.split = 1;
-    args.packed = !is_quantized(w.type) && rows_at(w, 16) && w.ne[0] * block_bytes(w.type) % 16 == 0;
+    args.packed = packed_rows(w);
     return args;
 }
 
