@@ -142,7 +142,7 @@ class EmulatedDriver:
         return self.gpu(ordinal).device(f"CUDA{ordinal}", "emulated GPU", host_memory=True)
 
     def inject(self, function: str, code: int, *, after: int = 0, times: int = 1, sticky: bool = False) -> None:
-        """Let calls of a function fail: `times` of them after the next `after`; sticky: and the context from then on."""
+        """Let calls of a function fail: `times` of them after the next `after`; sticky: then all in the context."""
         library().ggr_driver_inject(function.encode(), after, times, code, sticky)
 
     def misuse(self) -> str:
