@@ -93,10 +93,32 @@ void resume(Fibre& f) {
 }
 void leave() { swap(*block.running, home); }
 
+// The last of a warp to wait for its warp: are all 32 here, at the same place?
+bool all_of_warp(State state) {
+    const int first = block.running->index & ~31;
+    for (int i = first; i < first + 32 && i < block.threads; ++i) {
+        const State s = fibres[i].state;
+        if (s != state && !(state == State::at_warp_barrier && s == State::done)) return false;
+    }
+    return true;
+}
+void release_warp(State state) {
+    const int first = block.running->index & ~31;
+    for (int i = first; i < first + 32 && i < block.threads; ++i) {
+        if (fibres[i].state == state) fibres[i].state = State::ready;
+    }
+}
+void open_warp_barrier() {
+    block.warp_epoch[block.running->index >> 5] = ++warp_epochs;
+    release_warp(State::at_warp_barrier);
+}
+
 void run_thread() {
     block.launch->kernel->enter(block.args);
     ggr_copies_wait(0);
     block.running->state = State::done;
+    // The others of its warp may have waited for this one only.
+    if (all_of_warp(State::at_warp_barrier)) open_warp_barrier();
     leave();
 }
 
@@ -230,15 +252,6 @@ void run_block(const GgrLaunch& launch, const uint32_t at[3], uint64_t number) {
     } while (!failed && next_phase(n));
 }
 
-// The last of a warp to wait for its warp: are all 32 here, at the same place?
-bool all_of_warp(State state) {
-    const int first = block.running->index & ~31;
-    for (int i = first; i < first + 32 && i < block.threads; ++i) {
-        const State s = fibres[i].state;
-        if (s != state && !(state == State::at_warp_barrier && s == State::done)) return false;
-    }
-    return true;
-}
 void same_place() {
     const int first = block.running->index & ~31, n = block.threads;
     const int end = first + 32 < n ? first + 32 : n;
@@ -249,13 +262,6 @@ void same_place() {
         ggr_fail("threads of one warp at different places: %s", who_is_where(first, end).c_str());
     }
 }
-void release_warp(State state) {
-    const int first = block.running->index & ~31;
-    for (int i = first; i < first + 32 && i < block.threads; ++i) {
-        if (fibres[i].state == state) fibres[i].state = State::ready;
-    }
-}
-
 }  // namespace
 
 void stop_over_budget() {
@@ -296,8 +302,7 @@ void ggr_sync_warp(const char* file, int line) {
     f.file = file, f.line = line, f.compute = nullptr, f.state = State::at_warp_barrier;
     if (!all_of_warp(State::at_warp_barrier)) return leave();
     same_place();
-    block.warp_epoch[f.index >> 5] = ++warp_epochs;
-    release_warp(State::at_warp_barrier);
+    open_warp_barrier();
 }
 
 void ggr_exchange(const char* what, GgrCompute compute, const void* in, void* out, const char* file, int line) {

@@ -76,7 +76,10 @@ GGR_KERNEL GGR_BOUNDS(32, 1) last_wins(const Args a) {
 GGR_KERNEL GGR_BOUNDS(128, 1) early_leave(const Args a) {
     GGR_SHARED float tile[128];
     const int t = thread_index();
-    if (t >= 64) return;
+    if (t >= 64) {
+        if (t % 32 >= 7) sync_warp();  // the rest of the warp is done, before or after these wait
+        return;
+    }
     tile[t] = a.from[t];
     sync_warp();
     float v = tile[t ^ 1];
