@@ -1,4 +1,4 @@
-"""Memory of the CUDA device over a driver that does everything as late as it may: what is not waited for is not there."""
+"""Memory of the CUDA device over a driver that does all as late as it may: what is not waited for is not there."""
 
 from __future__ import annotations
 

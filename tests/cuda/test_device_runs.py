@@ -1,4 +1,4 @@
-"""Runs on the CUDA device: launches, captured graphs, nodes of the CPU between them, faults, cancelling, two devices."""
+"""Runs on the CUDA device: launches, captured graphs, nodes of the CPU in between, faults, time-outs, two devices."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.support.wiretensor import Tensor
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
 SHAPE = (3, 40)
+WITHOUT_KERNEL = "CUMSUM"  # for CUDA; the CPU has one
 
 
 def chain(bench: Bench, x: Tensor, length: int) -> list[Tensor]:
@@ -86,22 +87,21 @@ def test_what_has_no_kernel_runs_on_the_cpu_between_launches(driver: EmulatedDri
     bench = Bench(device, 1 << 20)
     x = bench.put(values())
     first = bench.node("ADD", "F32", SHAPE, [x, x])
-    # OUT_PROD has no kernel: [3, 3] = sum over the rows of 40.
-    second = bench.node("OUT_PROD", "F32", (40, 40), [first, first])
-    third = bench.node("ADD", "F32", (40, 40), [second, second])
+    second = bench.node(WITHOUT_KERNEL, "F32", SHAPE, [first])
+    third = bench.node("ADD", "F32", SHAPE, [second, first])
     plan = bench.compile([first, second, third])
     assert plan_counts(plan) == (2, 1)
     for seed in range(3):
         v = values(seed)
         bench.write(x, v.tobytes())
         plan.run()
-        np.testing.assert_allclose(bench.read(third), 8 * (v.T @ v), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(bench.read(third), 2 * (np.cumsum(v, axis=1) + v), rtol=1e-4, atol=1e-4)
     assert device.gpu.counts()["cpu_nodes"] == 3
     assert list(device.gpu.fallbacks().values()) == [1]
     bench.compile([first, second, third])
     assert list(device.gpu.fallbacks().values()) == [2]
     assert len(said) == 1
-    assert said[0].startswith("no CUDA kernel for OUT_PROD (F32, F32 -> F32), as in tensor 'out_prod result'")
+    assert said[0].startswith(f"no CUDA kernel for {WITHOUT_KERNEL} (F32 -> F32), as in tensor ")
 
 
 def test_the_cpu_gets_views_and_gaps_as_they_are(driver: EmulatedDriver) -> None:
@@ -111,7 +111,7 @@ def test_the_cpu_gets_views_and_gaps_as_they_are(driver: EmulatedDriver) -> None
     source = bench.put(x)
     base = bench.put(np.full((1200, 700), 5, np.float32))
     out = bench.view(base, "F32", (600, 700), (2 * 700 * 4, 4))
-    node = bench.node("CUMSUM", "F32", (600, 700), [source])
+    node = bench.node(WITHOUT_KERNEL, "F32", (600, 700), [source])
     node.data, node.nb = out.data, list(out.nb)
     plan = bench.compile([node])
     assert plan_counts(plan) == (0, 1)
@@ -149,7 +149,7 @@ def test_an_error_of_the_context_ends_its_sessions_only(driver: EmulatedDriver) 
     nodes = chain(bench, bench.put(values()), 2)
     plan = bench.compile(nodes)
     driver.inject("cuLaunchKernel", ILLEGAL_ADDRESS, sticky=True)
-    with pytest.raises(DeviceError, match="op ADD.*illegal memory access"):
+    with pytest.raises(DeviceError, match=r"op ADD.*illegal memory access"):
         plan.run()
     with pytest.raises(DeviceError, match="earlier error"):
         bench.buffer.read(0, 1)
@@ -180,15 +180,15 @@ def test_no_memory_for_scratch_or_kernels_is_an_error(driver: EmulatedDriver) ->
         bench.compile(nodes)
     bench.run(*nodes)
     np.testing.assert_allclose(bench.read(nodes[-1]), 3 * values(), rtol=1e-6)
-    weights = bench.put(np.ones((64, 64), np.float32))
-    product = bench.node("MUL_MAT", "F32", (64, 64), [weights, bench.put(np.ones((64, 64), np.float32))])
+    # The activations of a quantised product are converted in scratch.
+    weights = bench.put_raw("Q8_0", (8, 64), bytes(8 * 2 * 34))
+    product = bench.node("MUL_MAT", "F32", (1, 8), [weights, bench.put(np.ones((1, 64), np.float32))])
     plan = bench.compile([product])
-    driver.inject("cuMemAlloc", OUT_OF_MEMORY, times=1000)
-    try:
+    driver.inject("cuMemAlloc", OUT_OF_MEMORY, times=1)
+    with pytest.raises(OutOfMemory, match="scratch"):
         plan.run()
-    except OutOfMemory as error:
-        assert "scratch" in str(error)
-    driver.inject("cuMemAlloc", 0, times=0)
+    plan.run()
+    assert (bench.read(product) == 0).all()
 
 
 def test_a_run_that_takes_too_long_ends(driver: EmulatedDriver) -> None:
@@ -220,7 +220,7 @@ def test_two_devices_at_once(driver: EmulatedDriver, one_gpu: bool) -> None:
             for _ in range(5):
                 plan.run()
                 np.testing.assert_allclose(bench.read(nodes[-1]), 5 * values(seed), rtol=1e-5)
-        except BaseException as error:  # noqa: BLE001  shown by the test
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(bench, seed)) for seed, bench in enumerate(benches)]

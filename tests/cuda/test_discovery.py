@@ -1,0 +1,138 @@
+"""Why there is no GPU: one plain line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ggml_rpc import devices
+from ggml_rpc.cli import main as commands
+from ggml_rpc.cli import server as server_command
+from ggml_rpc.devices import cuda
+from ggml_rpc.devices.cuda import driver as discovery
+from ggml_rpc.devices.cuda.programs import source_folder
+from ggml_rpc.errors import DeviceError
+
+
+def machine(**changes: Any) -> tuple[Any, Any]:
+    """Return stand-ins of cuda.bindings.driver and nvrtc."""
+    values: dict[str, Any] = {
+        "init": 0,
+        "version": 13000,
+        "gpus": [("NVIDIA H200", 90)],
+        "nvrtc": (0, 13, 0),
+        "missing": "",
+    }
+    values.update(changes)
+
+    def init(flags: int) -> tuple[int]:
+        if isinstance(values["init"], Exception):
+            raise values["init"]
+        return (values["init"],)
+
+    def nvrtc_version() -> tuple[int, int, int]:
+        if isinstance(values["nvrtc"], Exception):
+            raise values["nvrtc"]
+        return values["nvrtc"]  # type: ignore[no-any-return]
+
+    def attribute(which: int, ordinal: int) -> tuple[int, int]:
+        return 0, divmod(values["gpus"][ordinal][1], 10)[which - discovery.CAPABILITY_MAJOR]
+
+    asked: dict[str, int] = {}
+
+    def address(name: bytes, version: int, flags: int) -> tuple[int, int, int]:
+        asked[name.decode()] = version
+        return (0, 0, 1) if name.decode() == values["missing"] else (0, 0x1000 + len(asked), 0)
+
+    driver = SimpleNamespace(
+        cuInit=init,
+        cuDriverGetVersion=lambda: (0, values["version"]),
+        cuDeviceGetCount=lambda: (0, len(values["gpus"])),
+        cuDeviceGetName=lambda n, i: (0, values["gpus"][i][0].encode().ljust(n, b"\0")),
+        cuDeviceGetAttribute=attribute,
+        CUdevice_attribute=int,
+        cuGetProcAddress=address,
+        cuGetErrorName=lambda status: (0, b"CUDA_ERROR_SYSTEM_NOT_READY"),
+        asked=asked,
+    )
+    return driver, SimpleNamespace(nvrtcVersion=nvrtc_version)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"init": RuntimeError("libcuda")}, "no NVIDIA driver is installed (libcuda.so.1 cannot be loaded)"),
+        ({"init": 100}, "the NVIDIA driver finds no GPU (CUDA_VISIBLE_DEVICES=7)"),
+        ({"gpus": []}, "the NVIDIA driver finds no GPU"),
+        ({"init": 35}, "the NVIDIA driver is too old for this GPU or this cuda-python"),
+        ({"init": 802}, "the NVIDIA driver does not start: CUDA_ERROR_SYSTEM_NOT_READY"),
+        ({"version": 11080}, "the NVIDIA driver is too old: it is of CUDA 11.8, 12.0 is needed"),
+        ({"nvrtc": RuntimeError("nvrtc")}, f"the kernels' compiler NVRTC is not installed ({discovery.INSTALL})"),
+        (
+            {"version": 12040},
+            "the NVIDIA driver is too old: it is of CUDA 12.4, the installed compiler NVRTC of 13.0 (",
+        ),
+        ({"gpus": [("Tesla P4", 61)]}, "Tesla P4 is too old: compute capability 6.1, 7.5 is needed"),
+        ({"missing": "cuGraphLaunch"}, "the NVIDIA driver is too old: it has no cuGraphLaunch"),
+    ],
+)
+def test_says_why_there_is_none(changes: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    found = discovery.look(*machine(**changes))
+    assert found.gpus == ()
+    assert found.reason.startswith(f"no CUDA devices: {says}")
+    assert "\n" not in found.reason
+
+
+def test_finds_what_can_be_used() -> None:
+    driver, nvrtc = machine(gpus=[("NVIDIA H200", 90), ("Tesla P4", 61), ("NVIDIA L4", 89)])
+    found = discovery.look(driver, nvrtc)
+    assert [(gpu.ordinal, gpu.name, gpu.capability) for gpu in found.gpus] == [
+        (0, "NVIDIA H200", 90),
+        (2, "NVIDIA L4", 89),
+    ]
+    assert found.reason == ""
+    assert list(found.table) == [0x1001 + i for i in range(len(cuda.driver_functions()))]
+    # cuCtxCreate has had other arguments since 11.4.
+    assert driver.asked == {name: 3020 if name == "cuCtxCreate" else 12000 for name in cuda.driver_functions()}
+
+
+NONE = "no CUDA devices: no NVIDIA driver is installed (libcuda.so.1 cannot be loaded)"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cuda, discovery):
+        monkeypatch.setattr(module, "found", lambda: discovery.none(NONE.removeprefix("no CUDA devices: ")))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_device_that_is_not_there_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert devices.available() == ["CPU"]
+    assert devices.default_names() == ["CPU"]
+    with pytest.raises(DeviceError) as error:
+        devices.open_devices(["CUDA0"])
+    assert str(error.value) == NONE
+    for name in ("CUDA0", "cuda1", "CPU,CUDA0"):
+        assert server_command.main(["--device", name, "-p", "0"]) == 1
+        assert capsys.readouterr().err == f"ggml-rpc-server: error: {NONE}\n"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_ops_are_listed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["devices", "--ops"]) == 0
+    head, *rest = capsys.readouterr().out.splitlines()
+    left = {name for line in rest for name in line.strip(" ,").split(", ")}
+    assert (
+        head
+        == f"CUDA: {len(cuda.ops_with_kernels())} ops by {len(cuda.registry())} kernels; the others run on the CPU:"
+    )
+    assert left.isdisjoint(cuda.ops_with_kernels())
+    assert left
+
+
+def test_the_kernels_sources_are_found() -> None:
+    assert source_folder() == Path(__file__).resolve().parents[2] / "csrc"
