@@ -283,3 +283,8 @@ GGR_DEVICE void fail_index(const FaultSite& site, int64_t value, int64_t limit) 
 
 }  // namespace cuda
 }  // namespace ggr
+
+#ifdef __CUDACC_RTC__
+// Names of kernels are looked up from outside, their template arguments with them: "tiles<QuantisedRows<Q4_K>, 64>".
+using namespace ggr::cuda;
+#endif
