@@ -271,10 +271,9 @@ def choose_devices(wanted: Sequence[str], cpu: bool) -> list[str]:
     by_name = {name.upper(): name for name in devices.available()}
     for name in wanted:
         if name.upper() not in by_name:
-            if name.upper().startswith(devices.cuda.PREFIX) and devices.why_no_accelerator():
-                raise StartError(devices.why_no_accelerator())
             lines = "\n".join(device.line() for device in local_devices())
-            raise StartError(f"unknown device: {name}\navailable devices:\n{lines}")
+            why = devices.why_no_accelerator() if name.upper().startswith(devices.cuda.PREFIX) else ""
+            raise StartError(f"unknown device: {name}\navailable devices:\n{lines}" + (f"\n{why}" if why else ""))
     names = [by_name[name.upper()] for name in wanted]
     return [*names, devices.CPU] if cpu and devices.CPU not in names else names
 

@@ -80,10 +80,11 @@ def open_devices(
     """
     known = available()
     for name in names:
-        if name not in known and name.startswith(cuda.PREFIX) and why_no_accelerator():
-            raise DeviceError(why_no_accelerator())
         if name not in known:
-            raise DeviceError(f"unknown device {name!r}; available devices: {', '.join(known)}")
+            why = why_no_accelerator() if name.startswith(cuda.PREFIX) else ""
+            raise DeviceError(
+                f"unknown device {name!r}; available devices: {', '.join(known)}" + (f" ({why})" if why else "")
+            )
     if not names:
         raise DeviceError("no device named")
     pool = CpuPool(threads or default_threads(), level or forced_level(), graph_timeout, place(numa) if numa else None)

@@ -110,15 +110,17 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_device_that_is_not_there_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there_is_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert devices.available() == ["CPU"]
     assert devices.default_names() == ["CPU"]
     with pytest.raises(DeviceError) as error:
         devices.open_devices(["CUDA0"])
-    assert str(error.value) == NONE
+    assert str(error.value) == f"unknown device 'CUDA0'; available devices: CPU ({NONE})"
     for name in ("CUDA0", "cuda1", "CPU,CUDA0"):
         assert server_command.main(["--device", name, "-p", "0"]) == 1
-        assert capsys.readouterr().err == f"ggml-rpc-server: error: {NONE}\n"
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("ggml-rpc-server: error: unknown device: ")
+        assert lines[-1] == NONE
 
 
 @pytest.mark.usefixtures("no_gpu")

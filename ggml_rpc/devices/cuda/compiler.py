@@ -81,7 +81,7 @@ class Compiler:
     def _log(self, program: Any) -> str:
         log = b" " * self._call("nvrtcGetProgramLogSize", program)
         self._call("nvrtcGetProgramLog", program, log)
-        return log.rstrip(b"\0 \n").decode("utf-8", "replace")
+        return str(log.rstrip(b"\0 \n"), "utf-8", "replace")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._nvrtc, name)(*arguments)
