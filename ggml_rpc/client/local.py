@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggml_rpc.devices import DeviceBuffer, NativeDevice, available, open_devices
 from ggml_rpc.devices import DevicePlan as NativePlan
 from ggml_rpc.graph._encoder import Encoder
@@ -25,10 +22,10 @@ class Done:
 
 
 class LocalBuffer(Buffer):
-    """Memory of this process."""
+    """Memory of a device of this machine."""
 
     def __init__(self, native: DeviceBuffer, device: LocalDevice) -> None:
-        held: list[Any] = [native, np.frombuffer(memoryview(native), np.uint8)]
+        held: list[Any] = [native]
         # What the collector clears must not refer to this object.
         super().__init__(native.handle, native.base, native.size, device, held.clear)
         self._held = held
@@ -38,12 +35,6 @@ class LocalBuffer(Buffer):
         """The device's own object."""
         buffer: DeviceBuffer = self._held[0]
         return buffer
-
-    @property
-    def memory(self) -> NDArray[np.uint8]:
-        """All bytes."""
-        array: NDArray[np.uint8] = self._held[1]
-        return array
 
 
 class LocalDevice(Device):
@@ -70,31 +61,31 @@ class LocalDevice(Device):
         """Return the tensor's own size."""
         return t.nbytes
 
-    def bytes_of(self, t: Tensor) -> NDArray[np.uint8]:
-        """Return a tensor's memory, first to last byte."""
-        return self._part_of(t, 0, t.nbytes)
-
-    def _part_of(self, t: Tensor, offset: int, size: int) -> NDArray[np.uint8]:
+    def _place_of(self, t: Tensor, offset: int, size: int) -> tuple[DeviceBuffer, int]:
+        """Return where a part of a tensor lies: the buffer, and where in it."""
         self.check_range(t, offset, size)
         buffer = t.buffer
         assert isinstance(buffer, LocalBuffer)
-        begin = t.offset + offset
-        return buffer.memory[begin : begin + size]
+        return buffer.native, t.offset + offset
 
     def write(self, t: Tensor, data: BytesLike, offset: int = 0) -> None:
         """Copy bytes into a tensor."""
-        source = np.frombuffer(byte_view(data), np.uint8)
-        self._part_of(t, offset, source.size)[:] = source
+        source = byte_view(data)
+        native, begin = self._place_of(t, offset, source.nbytes)
+        native.write(begin, source)
 
     def start_read(self, t: Tensor, out: BytesLike) -> Done:
         """Copy a tensor's bytes."""
-        to = np.frombuffer(byte_view(out), np.uint8)
-        to[:] = self._part_of(t, 0, to.size)
+        to = byte_view(out)
+        native, begin = self._place_of(t, 0, to.nbytes)
+        native.read_into(begin, to)
         return Done()
 
     def copy(self, src: Tensor, dst: Tensor) -> bool:
         """Copy between two tensors of this process."""
-        self._part_of(dst, 0, src.nbytes)[:] = self._part_of(src, 0, dst.nbytes)
+        source, begin = self._place_of(src, 0, dst.nbytes)
+        target, at = self._place_of(dst, 0, src.nbytes)
+        target.write(at, source.read(begin, src.nbytes))
         return True
 
     def shares_with(self, other: Device) -> bool:
@@ -104,7 +95,7 @@ class LocalDevice(Device):
     def clear(self, buffer: Buffer, value: int = 0) -> None:
         """Fill a buffer with one byte value."""
         assert isinstance(buffer, LocalBuffer)
-        buffer.memory[:] = value
+        buffer.native.fill(value)
 
     def speaks(self, op: str, kind: str | None = None, value: int = 0) -> bool:
         """Tell whether an op has a number; whether there is a kernel for it shows when a graph is compiled."""
