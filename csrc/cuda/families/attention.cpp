@@ -44,7 +44,7 @@ bool legal(const Tensor& node) {
     if (!packed_f32(q) || !packed_f32(node)) return false;
     if ((!is_float(k.type) && !is_cache_block(k.type)) || (!is_float(v.type) && !is_cache_block(v.type))) return false;
     if (!rows_contiguous(k) || !rows_contiguous(v)) return false;
-    if (k.ne[0] % 8 != 0 || v.ne[0] % 8 != 0 || k.ne[0] > 768 || v.ne[0] > 768) return false;
+    if (k.ne[0] > 768 || v.ne[0] > 768) return false;
     if (k.ne[0] != q.ne[0] || k.ne[1] != v.ne[1] || !divides(k.ne[2], q.ne[2]) || !divides(v.ne[2], q.ne[2]))
         return false;
     if (k.ne[3] != q.ne[3] || v.ne[3] != q.ne[3]) return false;
@@ -122,7 +122,7 @@ const MaskTile* mask_tiles(PlanBuilder& builder, const Tensor& node, const Tenso
 bool launch_tiles(PlanBuilder& builder, const Tensor& node, AttentionArgs& args, int64_t n_groups, int64_t n_batch) {
     const Tensor* mask = node.src[3];
     const int longest = args.dk > args.dv ? args.dk : args.dv;
-    if (longest > 256 || builder.hardware().capability < 75) return false;
+    if (longest > 256 || args.dk % 8 != 0 || args.dv % 8 != 0 || builder.hardware().capability < 75) return false;
     if (mask != nullptr && (mask->ne[2] * mask->ne[3] > 65535 || args.n_queries > 65535 * MASK_QUERIES)) return false;
     const int d = longest <= 64 ? 64 : longest <= 128 ? 128 : 256, keys = d <= 128 ? 64 : 32;
     const int64_t all = int64_t{args.group} * args.n_queries;

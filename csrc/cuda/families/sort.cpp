@@ -91,7 +91,19 @@ bool sort(PlanBuilder& builder, const Tensor& node, bool descending) {
 
 // Relies on: source and result of one shape.
 bool prepare_argsort(PlanBuilder& builder, const Tensor& node) {
-    if ((node.flags & FLAG_HEAP_SELECTED) != 0) return false;
+    const Tensor& x = *node.src[0];
+    if ((node.flags & FLAG_HEAP_SELECTED) != 0 && x.ne[0] <= SELECT_MAX) {
+        if (x.type != TYPE_F32 || node.type != TYPE_I32 || n_rows(node) >= MAX_COUNT) return false;
+        if (node.params[1] < 0 || node.params[1] > x.ne[0]) return false;
+        SelectArgs args = {};
+        args.x = view_of(x);
+        args.dst = view_of(node);
+        args.ne1 = divisor_of_size(node.ne[1]);
+        args.ne2 = divisor_of_size(node.ne[2]);
+        args.k = node.params[1];
+        builder.launch(node, {static_cast<uint32_t>(n_rows(node)), 1, 1}, WARP, 0, args, "sort", "select_first");
+        return true;
+    }
     return sort(builder, node, node.params[0] == SORT_DESC);
 }
 
@@ -106,6 +118,7 @@ void enter(OpTable& table) {
 void list_kernels(void* context, KernelSink sink) {
     sink(context, {"sort", "sort_chunks"});
     sink(context, {"sort", "merge_runs"});
+    sink(context, {"sort", "select_first"});
 }
 
 }  // namespace

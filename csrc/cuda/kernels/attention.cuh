@@ -60,9 +60,14 @@ GGR_DEVICE void load_quantised(float (&x)[8], int32_t type, const uint8_t* row, 
     }
 }
 
-// The same of a row of any type.
-GGR_DEVICE void load_chunk(float (&x)[8], int32_t type, bool aligned, const uint8_t* row, int chunk) {
-    if (type == ELEMENT_F32) {
+// The same of a row of any type with d channels; zeros past its end.
+GGR_DEVICE void load_chunk(float (&x)[8], int32_t type, bool aligned, const uint8_t* row, int chunk, int d) {
+    if (chunk * 8 + 8 > d) {  // blocks are whole, so these are single elements
+        for (int i = 0; i < 8; ++i) {
+            const int at = chunk * 8 + i;
+            x[i] = at < d ? load_element(row + at * (type == ELEMENT_F32 ? 4 : 2), type) : 0.0f;
+        }
+    } else if (type == ELEMENT_F32) {
         GGR_UNROLL
         for (int i = 0; i < 8; ++i) x[i] = reinterpret_cast<const float*>(row)[8 * chunk + i];
     } else if (type == ELEMENT_F16 || type == ELEMENT_BF16) {

@@ -27,11 +27,12 @@ GGR_DEVICE void scatter_sums(float (&dot)[N]) {
 }
 
 template <bool F16>
-GGR_DEVICE void load(float (&x)[8], int32_t type, bool aligned, const uint8_t* row, int chunk) {
+GGR_DEVICE void load(float (&x)[8], [[maybe_unused]] int32_t type, [[maybe_unused]] bool aligned, const uint8_t* row,
+                     int chunk, [[maybe_unused]] int d) {
     if constexpr (F16)
         halves_of(x, load16(row + 16 * chunk));
     else
-        load_chunk(x, type, aligned, row, chunk);
+        load_chunk(x, type, aligned, row, chunk, d);
 }
 GGR_DEVICE void accumulate(float (&sum)[8], float p, const float (&x)[8]) {
     GGR_UNROLL
@@ -49,7 +50,7 @@ GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
     const int split = block_y(), begin = split * a.split_length;
     const int end = begin + a.split_length < a.n_kv ? begin + a.split_length : a.n_kv;
     const int part = lane() / LANES, own = lane() % LANES;
-    const int chunks_k = a.dk / 8, chunks_v = a.dv / 8;
+    const int chunks_k = (a.dk + 7) / 8, chunks_v = (a.dv + 7) / 8;
     const uint8_t* const k = k_head(a, first_head, batch);
     const uint8_t* const v = v_head(a, first_head, batch);
     float* const scores = reinterpret_cast<float*>(dynamic_shared()) + warp_index() * WARP * ROWS;  // [position][row]
@@ -70,7 +71,7 @@ GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
             const int chunk = own + n * LANES;
             GGR_UNROLL
             for (int i = 0; i < 8; ++i) {
-                q[r][n][i] = chunk * 8 < a.dk ? from[chunk * 8 + i] * scale : 0.0f;
+                q[r][n][i] = chunk * 8 + i < a.dk ? from[chunk * 8 + i] * scale : 0.0f;
                 sum[r][n][i] = 0.0f;
             }
         }
@@ -110,7 +111,7 @@ GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
                 for (int n = 0; n < N; ++n) {
                     if (own + n * LANES >= chunks_k) continue;
                     float x[8];
-                    load<F16>(x, a.k_type, a.k_aligned != 0, row, own + n * LANES);
+                    load<F16>(x, a.k_type, a.k_aligned != 0, row, own + n * LANES, a.dk);
                     GGR_UNROLL
                     for (int r = 0; r < ROWS; ++r) {
                         GGR_UNROLL
@@ -157,7 +158,7 @@ GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
                 GGR_UNROLL
                 for (int n = 0; n < N; ++n)
                     if (own + n * LANES < chunks_v)
-                        load<F16>(x[s][n], a.v_type, a.v_aligned != 0, row, own + n * LANES);
+                        load<F16>(x[s][n], a.v_type, a.v_aligned != 0, row, own + n * LANES, a.dv);
             }
             GGR_UNROLL
             for (int s = 0; s < AHEAD; ++s) {
@@ -198,7 +199,7 @@ GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
                 float x = sum[r][n][i];
                 GGR_UNROLL
                 for (int m = LANES; m < WARP; m *= 2) x += shuffle_xor(x, m);
-                if (part == 0 && chunk * 8 < a.dv) to[2 + chunk * 8 + i] = x;
+                if (part == 0 && chunk * 8 + i < a.dv) to[2 + chunk * 8 + i] = x;
             }
         }
     }

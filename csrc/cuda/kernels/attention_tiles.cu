@@ -94,7 +94,7 @@ GGR_DEVICE void load_rows(uint16_t* to, const uint8_t* from, int64_t nb, int32_t
         float x[8];
         GGR_UNROLL
         for (int j = 0; j < 8; ++j) x[j] = 0.0f;
-        if (valid) load_chunk(x, type, aligned, source, chunk);
+        if (valid) load_chunk(x, type, aligned, source, chunk, d);
         Bytes16 w;
         GGR_UNROLL
         for (int j = 0; j < 4; ++j) w.word[j] = pack_halves(x[2 * j], x[2 * j + 1]);

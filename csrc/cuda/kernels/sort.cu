@@ -103,5 +103,51 @@ GGR_KERNEL GGR_BOUNDS(256, 1) merge_runs(const MergeArgs a) {
     }
 }
 
+// The first k of a short row as std::partial_sort of the GNU library selects them, equal values included: a heap of
+// indices whose root is the one that a greater value replaces.
+struct Selection {
+    const uint8_t* x;
+    int64_t stride;
+    int32_t* index;
+};
+GGR_DEVICE bool comes_before(const Selection& s, int32_t a, int32_t b) {
+    return *reinterpret_cast<const float*>(s.x + a * s.stride) > *reinterpret_cast<const float*>(s.x + b * s.stride);
+}
+// Fill the hole at `top` of a heap of n: it sinks to a leaf, then `value` rises from there.
+GGR_DEVICE void fill_hole(const Selection& s, int top, int n, int32_t value) {
+    int hole = top;
+    while (2 * hole + 1 < n) {
+        int child = 2 * hole + 2;
+        if (child == n || comes_before(s, s.index[child], s.index[child - 1])) --child;
+        s.index[hole] = s.index[child];
+        hole = child;
+    }
+    for (; hole > top && comes_before(s, s.index[(hole - 1) / 2], value); hole = (hole - 1) / 2)
+        s.index[hole] = s.index[(hole - 1) / 2];
+    s.index[hole] = value;
+}
+// The root of a heap of n goes to `at`, what lies there into the heap.
+GGR_DEVICE void swap_root(const Selection& s, int at, int n) {
+    const int32_t value = s.index[at];
+    s.index[at] = s.index[0];
+    fill_hole(s, 0, n, value);
+}
+
+// One thread a row, since each step depends on the last: some microseconds for the experts of a router.
+GGR_KERNEL GGR_BOUNDS(32, 1) select_first(const SelectArgs a) {
+    GGR_SHARED int32_t index[SELECT_MAX];
+    if (thread_index() != 0) return;
+    const uint32_t row = static_cast<uint32_t>(block_x()), i23 = quotient(row, a.ne1), i3 = quotient(i23, a.ne2);
+    const int n = static_cast<int>(a.x.ne[0]);
+    const Selection s = {row_at(a.x, row - i23 * a.ne1.divisor, i23 - i3 * a.ne2.divisor, i3), a.x.nb[0], index};
+    for (int i = 0; i < n; ++i) index[i] = i;
+    for (int i = a.k / 2; i-- > 0;) fill_hole(s, i, a.k, index[i]);
+    for (int i = a.k; i < n; ++i)
+        if (comes_before(s, index[i], index[0])) swap_root(s, i, a.k);
+    for (int left = a.k - 1; left > 0; --left) swap_root(s, left, left);
+    int32_t* out = row_of_indices(a.dst, a.ne1, a.ne2, row);
+    for (int i = 0; i < n; ++i) out[i] = index[i];
+}
+
 }  // namespace cuda
 }  // namespace ggr

@@ -20,6 +20,15 @@ struct SortArgs {
     int32_t descending, from_end;
 };
 
+// Longest row that is selected as the GNU library does.
+constexpr int SELECT_MAX = 1024;
+
+struct SelectArgs {
+    View x, dst;
+    Divisor ne1, ne2;
+    int32_t k;
+};
+
 struct MergeArgs {
     View dst;
     const uint64_t* in;  // `total` pairs a row in sorted runs of `width`
