@@ -17,6 +17,7 @@ from tests.support.wiretensor import Tensor
 
 IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 PLAIN = ["F16", "BF16", "F32"]
+HALF_QUERIES = 64  # from so many queries on F16 is summed up in f32
 QUANTISED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"]
 
 
@@ -107,7 +108,7 @@ def check_sums(got: np.ndarray, expected: np.ndarray, v_type: str = "F16", live:
 
     `live` is the largest number of positions that a query sees.
     """
-    half = v_type == "F16" and got.shape[1] < 64
+    half = v_type == "F16" and got.shape[1] < HALF_QUERIES
     check(got, expected, "product_f32", ("half_sums" if live <= 256 else "long_half_sums") if half else None)
 
 

@@ -42,9 +42,9 @@ GGR_DEVICE void accumulate(float (&sum)[8], float p, const float (&x)[8]) {
 // F16: K and V are F16 in rows of multiples of 16 bytes. N: chunks a lane.
 template <bool F16, int LANES, int N, int ROWS>
 GGR_KERNEL GGR_BOUNDS(128, 1) attention_rows(const AttentionArgs a) {
-    constexpr int AT_ONCE = WARP / LANES;  // positions that a warp takes in one step
-    constexpr int STEPS = LANES / ROWS;    // steps whose sums are reduced together
-    constexpr int AHEAD = F16 ? 4 : 1;     // rows of V in flight
+    constexpr int AT_ONCE = WARP / LANES;          // positions that a warp takes in one step
+    constexpr int STEPS = F16 ? LANES / ROWS : 1;  // steps reduced together: one where reading a row takes much code
+    constexpr int AHEAD = F16 ? 4 : 1;             // rows of V in flight
     const int rows = a.group * a.n_queries, n_tiles = (rows + ROWS - 1) / ROWS;
     const int first_row = block_x() % n_tiles * ROWS, first_head = block_x() / n_tiles * a.group, batch = block_z();
     const int split = block_y(), begin = split * a.split_length;
