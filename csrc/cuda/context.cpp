@@ -21,7 +21,7 @@ constexpr uint64_t RESERVE = uint64_t{64} << 20;
 
 // Errors after which every call into the context fails.
 bool is_sticky(CUresult status) {
-    return status == 214 || status == 220 || status == 226 || (status >= 700 && status <= 702) ||
+    return status == 214 || status == 220 || status == 226 || status == 700 || status == 702 ||
            (status >= 709 && status <= 710) || (status >= 714 && status <= 719) || status == 721 || status == 999;
 }
 

@@ -27,6 +27,8 @@ int cuda_driver_functions(const char** names, int capacity);
 CudaGpu* cuda_open(const cuda::Driver* driver, int ordinal, const CudaOwner& owner, Device* cpu,
                    int64_t graph_timeout_ns, Error*);
 void cuda_close(CudaGpu*);
+// Leave an op to the CPU: to find out whether its kernel is to blame, and for tests. Before the first plan.
+void cuda_leave(CudaGpu*, int32_t op);
 Device* cuda_device(CudaGpu*, const char* name, const char* description);
 void cuda_free_device(Device*);
 const cuda::Hardware* cuda_hardware(const CudaGpu*);

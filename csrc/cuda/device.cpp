@@ -166,6 +166,12 @@ CudaGpu* cuda_open(const Driver* driver, int ordinal, const CudaOwner& owner, De
 
 void cuda_close(CudaGpu* gpu) { delete gpu; }
 
+void cuda_leave(CudaGpu* gpu, int32_t op) {
+    if (op < 0 || op >= OP_COUNT_) return;
+    gpu->ops.prepare[op] = nullptr;
+    gpu->ops.fuse[op] = nullptr;
+}
+
 Device* cuda_device(CudaGpu* gpu, const char* name, const char* description) {
     CudaDevice* d = new CudaDevice;
     d->name = name;

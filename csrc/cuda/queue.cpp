@@ -18,10 +18,11 @@ constexpr unsigned SLEEPING_WITHOUT_TIME = 3;  // of events
 constexpr int CAPTURE_RELAXED = 2;             // other threads may allocate meanwhile
 // Below it a captured graph saves nothing.
 constexpr uint32_t CAPTURED_LAUNCHES = 4;
-// A wait spins for about what going to sleep and waking up takes, then sleeps for a part of the time it has waited.
-constexpr std::chrono::microseconds SPIN{50};
-constexpr std::chrono::microseconds SHORTEST_SLEEP{20}, LONGEST_SLEEP{1000};
-constexpr int SLEEP_PART = 16;
+// A wait spins for some times what going to sleep and waking up takes (about 60 us), then sleeps for a part of the time
+// it has waited: a run of 4 ms is noticed about 1 % late.
+constexpr std::chrono::microseconds SPIN{200};
+constexpr std::chrono::microseconds SHORTEST_SLEEP{10}, LONGEST_SLEEP{1000};
+constexpr int SLEEP_PART = 64;
 constexpr uint64_t SCRATCH_STEP = uint64_t{1} << 20;
 
 uint64_t fnv(uint64_t hash, uint64_t value) { return (hash ^ value) * 0x100000001b3; }

@@ -16,7 +16,7 @@ from tests.support.wiretensor import Tensor
 
 OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
 SHAPE = (3, 40)
-WITHOUT_KERNEL = "CUMSUM"  # for CUDA; the CPU has one
+LEFT = "CUMSUM"  # to the CPU
 
 
 def chain(bench: Bench, x: Tensor, length: int) -> list[Tensor]:
@@ -83,11 +83,11 @@ def test_without_graphs_runs_are_the_same(driver: EmulatedDriver, function: str)
 
 def test_what_has_no_kernel_runs_on_the_cpu_between_launches(driver: EmulatedDriver) -> None:
     said: list[str] = []
-    device = driver.gpu(log=said.append).device("CUDA0", "emulated GPU", host_memory=True)
+    device = driver.gpu(log=said.append, without=[LEFT]).device("CUDA0", "emulated GPU", host_memory=True)
     bench = Bench(device, 1 << 20)
     x = bench.put(values())
     first = bench.node("ADD", "F32", SHAPE, [x, x])
-    second = bench.node(WITHOUT_KERNEL, "F32", SHAPE, [first])
+    second = bench.node(LEFT, "F32", SHAPE, [first])
     third = bench.node("ADD", "F32", SHAPE, [second, first])
     plan = bench.compile([first, second, third])
     assert plan_counts(plan) == (2, 1)
@@ -101,17 +101,17 @@ def test_what_has_no_kernel_runs_on_the_cpu_between_launches(driver: EmulatedDri
     bench.compile([first, second, third])
     assert list(device.gpu.fallbacks().values()) == [2]
     assert len(said) == 1
-    assert said[0].startswith(f"no CUDA kernel for {WITHOUT_KERNEL} (F32 -> F32), as in tensor ")
+    assert said[0].startswith(f"no CUDA kernel for {LEFT} (F32 -> F32), as in tensor ")
 
 
 def test_the_cpu_gets_views_and_gaps_as_they_are(driver: EmulatedDriver) -> None:
     """A node of the CPU that writes every other row leaves the rows between as they are."""
-    bench = Bench(driver.device(), 8 << 20)
+    bench = Bench(driver.gpu(without=[LEFT]).device("CUDA0", "emulated GPU", host_memory=True), 8 << 20)
     x = np.random.default_rng(3).standard_normal((600, 700)).astype(np.float32)  # more than a chunk for the copies
     source = bench.put(x)
     base = bench.put(np.full((1200, 700), 5, np.float32))
     out = bench.view(base, "F32", (600, 700), (2 * 700 * 4, 4))
-    node = bench.node(WITHOUT_KERNEL, "F32", (600, 700), [source])
+    node = bench.node(LEFT, "F32", (600, 700), [source])
     node.data, node.nb = out.data, list(out.nb)
     plan = bench.compile([node])
     assert plan_counts(plan) == (0, 1)

@@ -9,7 +9,7 @@ from libcpp.vector cimport vector
 from ggml_rpc.devices._device cimport DevicePlan, NativeDevice, raise_error
 from ggml_rpc.native cimport Code, Device, Error, Plan
 
-from ggml_rpc.spec.ops import OPS
+from ggml_rpc.spec.ops import OP_BY_NAME, OPS
 
 
 cdef extern from "cuda/driver.h" namespace "ggr::cuda" nogil:
@@ -52,6 +52,7 @@ cdef extern from "cuda/cuda.h" namespace "ggr" nogil:
     int cuda_driver_functions(const char **names, int capacity)
     NativeGpu *cuda_open(const Driver *, int, const CudaOwner &, Device *, int64_t, Error *)
     void cuda_close(NativeGpu *)
+    void cuda_leave(NativeGpu *, int32_t)
     Device *cuda_device(NativeGpu *, const char *, const char *)
     void cuda_free_device(Device *)
     const Hardware *cuda_hardware(const NativeGpu *)
@@ -134,6 +135,8 @@ cdef class CudaGpu:
         Seconds after which a run fails; 0 means never.
     log : callable, optional
         Takes a line for each kind of node that is left to the CPU, once.
+    without : sequence of str
+        Names of ops that are left to the CPU even if they have kernels.
 
     Raises
     ------
@@ -146,7 +149,8 @@ cdef class CudaGpu:
     cdef object log
     cdef NativeDevice cpu
 
-    def __cinit__(self, uintptr_t table, int ordinal, loader, NativeDevice cpu, *, double graph_timeout=0.0, log=None):
+    def __cinit__(self, uintptr_t table, int ordinal, loader, NativeDevice cpu, *, double graph_timeout=0.0, log=None,
+                  without=()):
         cdef Error err
         cdef CudaOwner owner
         cdef int64_t timeout_ns = <int64_t> (graph_timeout * 1e9)
@@ -162,6 +166,8 @@ cdef class CudaGpu:
             self.gpu = cuda_open(<const Driver *> table, ordinal, owner, cpu_device, timeout_ns, &err)
         if self.gpu == NULL:
             raise_error(&err)
+        for name in without:
+            cuda_leave(self.gpu, OP_BY_NAME[name].id)
 
     def __dealloc__(self):
         if self.gpu != NULL:
