@@ -36,7 +36,8 @@
     X(recurrent)        \
     X(linear_attention) \
     X(triangle)         \
-    X(ik_recurrent)
+    X(ik_recurrent)     \
+    X(gradient)
 
 GGR_KERNELS_BEGIN
 #define GGR_DECLARE(name) void register_##name(OpTable& table);

@@ -25,6 +25,8 @@ def indices(node: Tensor, slot: int, shape: tuple[int, ...], rng: np.random.Gene
     assert first is not None
     if (op, slot) == ("GET_ROWS", 1):
         return rng.integers(0, first.ne[1], shape)
+    if (op, slot) == ("GET_ROWS_BACK", 1):
+        return rng.integers(0, node.ne[1], shape)
     if (op, slot) == ("SSM_SCAN", 6):
         return rng.integers(0, first.ne[3], shape)
     if (op, slot) == ("ADD_ID", 2):
