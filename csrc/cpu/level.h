@@ -37,7 +37,15 @@
     X(linear_attention) \
     X(triangle)         \
     X(ik_recurrent)     \
-    X(gradient)
+    X(gradient)         \
+    X(training)         \
+    X(outer_product)    \
+    X(convolution)      \
+    X(im2col)           \
+    X(pooling)          \
+    X(image)            \
+    X(window)           \
+    X(indexer)
 
 GGR_KERNELS_BEGIN
 #define GGR_DECLARE(name) void register_##name(OpTable& table);

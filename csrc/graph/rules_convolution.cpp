@@ -171,8 +171,52 @@ bool pool(const Tensor& node, Error* err) {
     return true;
 }
 
+bool im2col_back(const Tensor& node, Error* err) {
+    const Tensor &grad = *node.src[0], &kernel = *node.src[1];
+    const int32_t* p = node.params;  // s0 s1 p0 p1 d0 d1 is_2d
+    REQUIRE(is_f32(grad) && is_f32(node), "source 0 (gradient) and the result must be F32");
+    REQUIRE(is_f32_or_f16(kernel), "source 1 (kernel) must be F32 or F16");
+    REQUIRE(is_contiguous(grad) && rows_contiguous(node), "the gradient and rows of the result must be contiguous");
+    REQUIRE(is_flag(p[6]), "parameter 6 (is_2d) must be 0 or 1");
+    REQUIRE(p[0] > 0 && p[4] > 0 && p[2] >= 0, "stride and dilation must be positive, padding not negative");
+    const int64_t ow = places(node.ne[0], kernel.ne[0], p[0], p[2], p[4]);
+    if (p[6] == 0) {
+        REQUIRE(kernel.ne[1] == node.ne[1] && node.ne[3] == 1, "the result must have the kernel's channels");
+        REQUIRE(is_shape(grad, times(kernel.ne[0], kernel.ne[1]), ow, node.ne[2], 1),
+                "source 0 must have a row for each place");
+        REQUIRE(work_fits(n_elements(node), kernel.ne[0]), "the gradient must not take more than 2^50 operations");
+        return true;
+    }
+    REQUIRE(p[1] > 0 && p[5] > 0 && p[3] >= 0, "stride and dilation must be positive, padding not negative");
+    const int64_t oh = places(node.ne[1], kernel.ne[1], p[1], p[3], p[5]);
+    REQUIRE(kernel.ne[2] == node.ne[2], "the result must have the kernel's channels");
+    REQUIRE(is_shape(grad, times(times(kernel.ne[0], kernel.ne[1]), kernel.ne[2]), ow, oh, node.ne[3]),
+            "source 0 must have a row for each place");
+    REQUIRE(work_fits(n_elements(node), kernel.ne[0], kernel.ne[1]),
+            "the gradient must not take more than 2^50 operations");
+    return true;
+}
+
+bool pool_2d_back(const Tensor& node, Error* err) {
+    const Tensor &grad = *node.src[0], &x = *node.src[1];
+    const int32_t* p = node.params;  // kind k0 k1 s0 s1 p0 p1
+    REQUIRE(is_f32(grad) && is_f32(x) && is_f32(node), "sources and result must be F32");
+    REQUIRE(same_shape(x, node), "the result must have the shape of source 1");
+    REQUIRE(rows_contiguous(grad) && rows_contiguous(x) && rows_contiguous(node), "rows must be contiguous");
+    REQUIRE(p[0] == 0 || p[0] == 1, "parameter 0 (kind) must be 0 (largest) or 1 (mean)");
+    REQUIRE(words_at_least(node, 1, 4, 1) && words_at_least(node, 5, 2, 0),
+            "windows and strides must be positive, paddings not negative");
+    REQUIRE(
+        is_shape(grad, places(x.ne[0], p[1], p[3], p[5], 1), places(x.ne[1], p[2], p[4], p[6], 1), x.ne[2], x.ne[3]),
+        "source 0 must have an element for each window");
+    REQUIRE(work_fits(n_elements(grad), p[1], p[2]), "the windows must not take more than 2^50 operations");
+    return true;
+}
+
 constexpr Rule RULES[] = {
     {OP_IM2COL, im2col},
+    {OP_IM2COL_BACK, im2col_back},
+    {OP_POOL_2D_BACK, pool_2d_back},
     {OP_IM2COL_3D, im2col_3d},
     {OP_CONV_2D, conv_2d},
     {OP_CONV_2D_DW, conv_2d},

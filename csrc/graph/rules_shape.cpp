@@ -143,8 +143,9 @@ bool add_rel_pos(const Tensor& node, Error* err) {
     REQUIRE(same_shape(pw, ph), "sources 1 and 2 must have one shape");
     REQUIRE(is_contiguous(x) && is_contiguous(pw) && is_contiguous(ph) && is_contiguous(node),
             "sources and result must be contiguous");
-    REQUIRE(pw.ne[3] == x.ne[2] && times(pw.ne[0], pw.ne[0]) == x.ne[0] && pw.ne[1] * pw.ne[2] == x.ne[1],
-            "sources 1 and 2 must fit source 0");
+    REQUIRE(
+        x.ne[3] == 1 && pw.ne[3] == x.ne[2] && times(pw.ne[0], pw.ne[0]) == x.ne[0] && pw.ne[1] * pw.ne[2] == x.ne[1],
+        "sources 1 and 2 must fit source 0");
     REQUIRE(is_flag(node.params[0]), "parameter 0 (inplace) must be 0 or 1");
     REQUIRE(node.params[0] == 0 || same_place(x, node), "an in-place result must lie on source 0");
     return true;

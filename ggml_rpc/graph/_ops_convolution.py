@@ -8,7 +8,7 @@ from ._node import F32, Nodes, Op, type_id
 from ._tensor import Tensor
 
 _IM2COL = Op("IM2COL", "s0 s1 p0 p1 d0 d1 is_2d")
-_IM2COL_BACK = Op("IM2COL_BACK", "s0 s1 p0 p1 d0 d1 is_2d", has_rules=False)
+_IM2COL_BACK = Op("IM2COL_BACK", "s0 s1 p0 p1 d0 d1 is_2d")
 _IM2COL_3D = Op("IM2COL_3D", "s0 s1 s2 p0 p1 p2 d0 d1 d2 channels")
 _COL2IM_1D = Op("COL2IM_1D", "s0 channels p0")
 _CONV_2D, _CONV_2D_DW = Op("CONV_2D", "s0 s1 p0 p1 d0 d1"), Op("CONV_2D_DW", "s0 s1 p0 p1 d0 d1")
@@ -16,7 +16,7 @@ _CONV_3D = Op("CONV_3D", "s0 s1 s2 p0 p1 p2 d0 d1 d2 channels batch channels_out
 _CONV_TRANSPOSE_1D, _CONV_TRANSPOSE_2D = Op("CONV_TRANSPOSE_1D", "s0 p0 d0"), Op("CONV_TRANSPOSE_2D", "stride")
 _POOL_1D = Op("POOL_1D", "kind k0 s0 p0")
 _POOL_2D = Op("POOL_2D", "kind k0 k1 s0 s1 p0 p1")
-_POOL_2D_BACK = Op("POOL_2D_BACK", "kind k0 k1 s0 s1 p0 p1", has_rules=False)
+_POOL_2D_BACK = Op("POOL_2D_BACK", "kind k0 k1 s0 s1 p0 p1")
 
 Two = tuple[int, int]
 Three = tuple[int, int, int]

@@ -10,18 +10,18 @@ from ._tensor import Tensor
 _SILU_BACK, _REPEAT_BACK = Op("SILU_BACK"), Op("REPEAT_BACK")
 _RMS_NORM_BACK = Op("RMS_NORM_BACK", "eps")
 _SOFT_MAX_BACK = Op("SOFT_MAX_BACK", "scale max_bias")
-_CROSS_ENTROPY_LOSS = Op("CROSS_ENTROPY_LOSS", has_rules=False)
-_CROSS_ENTROPY_LOSS_BACK = Op("CROSS_ENTROPY_LOSS_BACK", has_rules=False)
-_OPT_STEP_ADAMW = Op("OPT_STEP_ADAMW", has_rules=False)
-_OPT_STEP_SGD = Op("OPT_STEP_SGD", has_rules=False)
-_FLASH_ATTN_BACK = Op("FLASH_ATTN_BACK", "masked", has_rules=False)
+_CROSS_ENTROPY_LOSS = Op("CROSS_ENTROPY_LOSS")
+_CROSS_ENTROPY_LOSS_BACK = Op("CROSS_ENTROPY_LOSS_BACK")
+_OPT_STEP_ADAMW = Op("OPT_STEP_ADAMW")
+_OPT_STEP_SGD = Op("OPT_STEP_SGD")
+_FLASH_ATTN_BACK = Op("FLASH_ATTN_BACK", "masked")
 
 _ADAMW_PARAMS, _SGD_PARAMS = 7, 2
 _PART_BYTES = 16  # each part of FLASH_ATTN_BACK's result begins at a multiple
 
 
 class GradientOps(Nodes):
-    """Gradients, losses and optimisers. Not every peer has them; a server of this package has the first four."""
+    """Gradients, losses and optimisers. Not every peer has them; every server of this package does."""
 
     def silu_back(self, grad: Tensor, x: Tensor) -> Tensor:
         """Give the gradient of `silu` at `x`."""

@@ -716,6 +716,78 @@ simple(
     bad={0: (-1, 2), 1: (0,), 2: (-1, 5), 3: (0, 1), 4: (0,), 5: (-1, 2), 6: (1,)},
 )
 
+simple(
+    "IM2COL_BACK",
+    ("F32", (8, 6, 3, 2)),
+    ("F32", (27, 8, 6, 2)),
+    ("F16", (3, 3, 3, 5)),
+    params=words(1, 1, 1, 1, 1, 1, 1),
+    types={1: HALF},
+    sizes={(1, 3): ANY},
+    strides={0: "whole", 1: "any"},
+    bad={0: (0, -1, 2), 1: (0, 2), 2: (-1, 0), 3: (2,), 4: (0, 2), 5: (-1,), 6: (0, 2)},
+)
+simple(
+    "IM2COL_BACK",
+    ("F32", (8, 3, 2)),
+    ("F32", (9, 8, 2)),
+    ("F32", (3, 3, 5)),
+    params=words(1, 0, 1, 0, 1, 0, 0),
+    name="1d",
+    types={1: HALF},
+    sizes={(1, 2): ANY, (1, 3): ANY},
+    strides={0: "whole", 1: "any"},
+    bad={0: (0, 2), 2: (0,), 4: (0,), 6: (1,)},
+)
+for _kind in (0, 1):
+    simple(
+        "POOL_2D_BACK",
+        ("F32", (9, 7, 3, 2)),
+        ("F32", (4, 4, 3, 2)),
+        ("F32", (9, 7, 3, 2)),
+        params=words(_kind, 3, 2, 2, 2, 0, 1),
+        name=("largest", "mean")[_kind],
+        bad={0: (-1, 2), 1: (0,), 2: (-1, 5), 3: (0, 1), 4: (0,), 5: (-1, 2), 6: (2,)},
+    )
+
+# ---- Training ----
+
+simple(
+    "CROSS_ENTROPY_LOSS",
+    ("F32", (1,)),
+    ("F32", SHAPE),
+    ("F32", SHAPE),
+    strides={RESULT: "any"},
+)
+simple("CROSS_ENTROPY_LOSS_BACK", ("F32", SHAPE), ("F32", (1,)), ("F32", SHAPE), ("F32", SHAPE), strides={0: "any"})
+
+
+def _optimiser(op: str, n: int, n_params: int) -> Callable[[Arena], Tensor]:
+    def build(a: Arena) -> Tensor:
+        sources = [a.leaf("F32", SHAPE, f"source {i}") for i in range(n)]
+        node = a.node(op, "F32", SHAPE, [*sources, a.leaf("F32", (n_params,), f"source {n}")], name="subject")
+        node.data, node.view_src = sources[0].data, sources[0]
+        return node
+
+    return build
+
+
+add("OPT_STEP_ADAMW", "", _optimiser("OPT_STEP_ADAMW", 4, 7), strides={4: "whole"}, tied=(RESULT, 0))
+add("OPT_STEP_SGD", "", _optimiser("OPT_STEP_SGD", 2, 2), strides={2: "whole"}, tied=(RESULT, 0))
+for _masked in (0, 1):
+    simple(
+        "FLASH_ATTN_BACK",
+        ("F32", (32 * 5 * 4 * 2 + 32 * 9 * 2 * 2 * 2,)),
+        ("F32", (32, 5, 4, 2)),
+        ("F32", (32, 9, 2, 2)),
+        ("F32", (9, 32, 2, 2)),
+        ("F32", (32, 5, 4, 2)),
+        params=words(_masked),
+        name=("", "masked")[_masked],
+        strides={3: "any"},
+        bad={0: (-1, 2)},
+    )
+
 # ---- Recurrent layers ----
 
 simple(

@@ -31,13 +31,6 @@ U32_MAX = 2**32 - 1
 
 # Training: losses, optimisers, and gradients that no stock client asks a server for.
 NO_RULES = {
-    "IM2COL_BACK",
-    "POOL_2D_BACK",
-    "FLASH_ATTN_BACK",
-    "CROSS_ENTROPY_LOSS",
-    "CROSS_ENTROPY_LOSS_BACK",
-    "OPT_STEP_ADAMW",
-    "OPT_STEP_SGD",
     # Of ik_llama.cpp: what no graph of its clients has, and what one architecture each needs.
     "ROPE_CACHE",
     "ROPE_FAST",
