@@ -186,10 +186,9 @@ def test_convolution(
     servers: Servers,
     hold: Hold,
     kernel: str,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    placement: tuple[tuple[int, int], ...],
 ) -> None:
+    stride, padding, dilation = placement
     (w, h), (kw, kh) = (37, 23), (5, 3)
     ow, oh = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
