@@ -86,8 +86,7 @@ bool opt_step(const Tensor& node, Error* err) {
     REQUIRE(!ranges_meet(node, params), "the parameters must not overlap the weights");
     if (!adamw) return true;
     const Tensor &m = *node.src[2], &v = *node.src[3];
-    REQUIRE(elements_distinct(m.ne, m.nb, block_bytes(m.type)) && elements_distinct(v.ne, v.nb, block_bytes(v.type)),
-            "the elements of a moment must not overlap each other");
+    REQUIRE(is_contiguous(m) && is_contiguous(v), "the moments, which are written too, must be contiguous");
     REQUIRE(!ranges_meet(m, node) && !ranges_meet(v, node) && !ranges_meet(m, v) && !ranges_meet(m, params) &&
                 !ranges_meet(v, params),
             "weights, moments and parameters must not overlap");

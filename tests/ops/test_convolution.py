@@ -230,7 +230,7 @@ def test_col2im_1d(bench: Bench, rng: np.random.Generator, type_name: str, strid
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("type_name", ["F32", "F16"])
 @pytest.mark.parametrize(
-    ("k", "s", "p"), [((2, 2), (2, 2), (0, 0)), ((3, 5), (1, 2), (1, 2)), ((1, 4), (3, 1), (0, 3))]
+    "window", [((2, 2), (2, 2), (0, 0)), ((3, 5), (1, 2), (1, 2)), ((1, 4), (3, 1), (0, 3))], ids=str
 )
 def test_pool(
     bench: Bench,

@@ -159,7 +159,7 @@ def test_optimisers(bench: Bench, rng: np.random.Generator, shape: tuple[int, ..
         wide = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)])
         return bench.view(bench.put(wide), "F32", x.shape, wide.strides)
 
-    places = [put(x) for x in (w, g, m, v)]
+    places = [put(w), put(g), bench.put(m), bench.put(v)]
     bench.run(bench.node("OPT_STEP_ADAMW", "F32", shape, [*places, bench.put(params)], out=places[0]))
     w64, g64, m64, v64 = (x.astype(np.float64) for x in (w, g, m, v))
     m64, v64 = m64 * beta1 + g64 * (1 - beta1), v64 * beta2 + g64**2 * (1 - beta2)
