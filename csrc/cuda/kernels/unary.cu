@@ -8,7 +8,8 @@
 namespace ggr {
 namespace cuda {
 
-GGR_DEVICE float hard(float x) { return at_most(at_least((x + 3.0f) / 6.0f, 0.0f), 1.0f); }
+// NaN becomes 0, as with comparisons in C; times x it is NaN again.
+GGR_DEVICE float hard(float x) { return smallest(largest((x + 3.0f) / 6.0f, 0.0f), 1.0f); }
 
 GGR_DEVICE float evaluate(int32_t kind, float x, const float (&p)[4]) {
     switch (kind) {
@@ -25,7 +26,7 @@ GGR_DEVICE float evaluate(int32_t kind, float x, const float (&p)[4]) {
         case 5:
             return x > 0.0f ? x : exp_m1(x);
         case 6:
-            return at_least(x, 0.0f);
+            return x > 0.0f ? x : 0.0f;
         case 7:
             return sigmoid(x);
         case 8:

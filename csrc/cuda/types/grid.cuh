@@ -38,7 +38,7 @@ struct IQ2_XXS : OrderedBlock<256, 66, 2, 2, true> {
             entry8(IQ2_XXS_BOOK.entries[w[0] >> 8 * k & 255], even_signs(w[1] >> 7 * k & 127), p.codes + 2 * i);
         }
         p.scale = 0.125f * half_at(block) * odd(w[1] >> 28);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -51,7 +51,7 @@ struct IQ2_XS : OrderedBlock<256, 74, 2, 2, false> {
         for (int i = 0; i < 2; ++i)
             entry8(IQ2_XS_BOOK.entries[w >> 16 * i & 511], even_signs(w >> (16 * i + 9) & 127), p.codes + 2 * i);
         p.scale = 0.125f * half_at(block) * odd(block[66 + unit] >> 4 * part & 15);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -67,7 +67,7 @@ struct IQ2_S : OrderedBlock<256, 82, 2, 2, false> {
             entry8(IQ2_S_BOOK.entries[(q >> 8 * k & 255) | (high >> 2 * k & 3) << 8], signs >> 8 * k, p.codes + 2 * i);
         }
         p.scale = 0.125f * half_at(block) * odd(block[74 + unit] >> 4 * part & 15);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -80,7 +80,7 @@ struct IQ3_XXS : OrderedBlock<256, 98, 2, 2, true> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = with_signs(IQ3_XXS_BOOK.entries[q >> 8 * i & 255], signs >> 4 * i);
         p.scale = 0.25f * half_at(block) * odd(s >> 28);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -94,7 +94,7 @@ struct IQ3_S : OrderedBlock<256, 110, 2, 2, true> {
         for (int i = 0; i < 4; ++i)
             p.codes[i] = with_signs(IQ3_S_BOOK.entries[(q >> 8 * i & 255) | (high >> i & 1) << 8], signs >> 4 * i);
         p.scale = half_at(block) * odd(block[106 + unit / 2] >> 4 * (unit % 2) & 15);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -118,7 +118,7 @@ struct IQ1_S : OrderedBlock<256, 50, 2, 2, true> {
             shifted8(IQ1_BOOK.entries[(q >> 8 * k & 255) | (high >> 3 * k & 7) << 8], high >> 15 != 0, p.codes + 2 * i);
         }
         p.scale = 0.125f * half_at(block) * odd(high >> 12 & 7);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -138,7 +138,7 @@ struct IQ1_M : OrderedBlock<256, 56, 4, 2, false> {
         const int piece = 2 * unit + part;
         const uint32_t scale = s[piece / 8] >> (16 * (piece / 4 % 2) + 3 * (piece % 4)) & 7;
         p.scale = 0.125f * half_to_float(static_cast<uint16_t>(d)) * odd(scale);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };

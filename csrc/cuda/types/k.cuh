@@ -46,7 +46,7 @@ struct Q3_K : ShiftedBlock<110, 2, false> {
         const uint8_t* s = block + 96;
         const int scale = (s[i % 8] >> 4 * (i / 8) & 15) | (s[8 + i % 4] >> 2 * (i / 4) & 3) << 4;
         p.scale = half_at(block + 108) * static_cast<float>(scale - 32);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -119,7 +119,7 @@ struct Q6_K {
         for (int i = 0; i < 4; ++i) p.codes[i] = minus4(p.codes[i] | (high[i] >> 2 * part & 0x03030303u) << 4, 32);
         const int scale = static_cast<int8_t>(block[192 + piece(unit, part)]);
         p.scale = half_at(block + 208) * static_cast<float>(scale);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -135,7 +135,7 @@ struct IQ4_XS : OrderedBlock<256, 136, 8, 2, true> {
         for (int i = 0; i < 4; ++i) p.codes[i] = iq4_values(p.codes[i]);
         const uint32_t scale = (head[1] >> 4 * unit & 15) | (head[0] >> (16 + 2 * unit) & 3) << 4;
         p.scale = half_to_float(static_cast<uint16_t>(head[0])) * static_cast<float>(static_cast<int>(scale) - 32);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };

@@ -12,7 +12,7 @@
 // Parts of one unit share their loads: after unrolling the compiler sees the same addresses.
 //
 // scale * code is exact in f32 for all types (11 bits of d, at most 6 of the scale, at most 8 of the code), so a value
-// is rounded once at most, as on the CPU.
+// is rounded once at most, as on the CPU. Types without minima have -0 as min: x + -0 is x, also if x is -0.
 #pragma once
 
 #include "cuda/kernels/base.cuh"

@@ -21,7 +21,7 @@ struct Q4_0 : HalvedBlock<18, 2, false> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = minus4(p.codes[i], 8);
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -49,7 +49,7 @@ struct Q5_0 : HalvedBlock<22, 2, false> {
         for (int i = 0; i < 4; ++i)
             p.codes[i] = minus4(p.codes[i] | spread4(all[0] >> (16 * part + 4 * i) & 15) << 4, 16);
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -75,7 +75,7 @@ struct Q8_0 : OrderedBlock<32, 34, 2, 1, false> {
         Piece p;
         words_at(block + 2 + 16 * unit, p.codes);
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -100,7 +100,7 @@ struct IQ4_NL : HalvedBlock<18, 2, false> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = iq4_values(p.codes[i]);
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -115,7 +115,7 @@ struct MXFP4 : HalvedBlock<17, 1, false> {
         for (int i = 0; i < 4; ++i) p.codes[i] = fp4_values(p.codes[i]);
         const uint32_t e = block[0];  // half of 2^(e - 127), subnormal for the least two
         p.scale = bits_to_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };

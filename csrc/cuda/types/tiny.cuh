@@ -40,7 +40,7 @@ struct TQ1_0 : OrderedBlock<256, 54, 2, 1, false> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = minus4(p.codes[i], 1);
         p.scale = half_at(block + 52);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -59,7 +59,7 @@ struct TQ2_0 {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = minus4(q[i] >> 2 * part & 0x03030303u, 1);
         p.scale = half_at(block + 64);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -71,7 +71,7 @@ struct Q1_0 : OrderedBlock<128, 18, 2, 2, true> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = minus4(spread4(bits >> 4 * i & 15) << 1, 1);
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -86,7 +86,7 @@ struct Q2_0 : OrderedBlock<64, 18, 2, 2, true> {
             p.codes[i] = minus4((q | q << 6 | q << 12 | q << 18) & 0x03030303u, 1);
         }
         p.scale = half_at(block);
-        p.min = 0.0f;
+        p.min = -0.0f;
         return p;
     }
 };
@@ -100,11 +100,11 @@ struct NVFP4 : OrderedBlock<64, 36, 4, 1, false> {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = fp4_values(q[i % 2] >> 4 * (i / 2) & 0x0f0f0f0fu);
         // Unsigned float of 4 bits of exponent (bias 7) and 3 of mantissa, halved because the codes are doubled values.
-        // Bit 7 is without meaning, and the pattern that would be NaN is 0. 2^119 corrects the exponent, of subnormals
-        // too.
-        const uint32_t e = block[unit] & 0x7f;
-        p.scale = e == 0x7f ? 0.0f : bits_to_float(e << 20) * bits_to_float((119u + 127u) << 23);
-        p.min = 0.0f;
+        // Bit 7 is without meaning, but only 0x7f, not 0xff, is 0 in place of NaN. 2^119 corrects the exponent, of
+        // subnormals too.
+        const uint32_t e = block[unit];
+        p.scale = e == 0x7f ? 0.0f : bits_to_float((e & 0x7f) << 20) * bits_to_float((119u + 127u) << 23);
+        p.min = -0.0f;
         return p;
     }
 };

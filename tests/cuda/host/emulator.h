@@ -178,6 +178,7 @@ GGR_DEVICE uint32_t pack_halves(float lo, float hi) {
 
 GGR_DEVICE float fused_add(float a, float b, float c) { return std::fma(a, b, c); }
 GGR_DEVICE float square_root(float x) { return std::sqrt(x); }
+GGR_DEVICE double square_root(double x) { return std::sqrt(x); }
 GGR_DEVICE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
 GGR_DEVICE float exponential(float x) { return std::exp(x); }
 GGR_DEVICE float exponential_fast(float x) { return std::exp(x); }
