@@ -5,6 +5,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "cuda/effects.h"
 #include "graph/graph.h"
 
 namespace ggr {
@@ -46,7 +47,7 @@ const Tensor* root_that_is_read(const Tensor& node, const Tensor& src) {
 
 // What one part touches, and where that lies in the host copy.
 struct Layout {
-    Ranges touched, read, written;
+    Ranges touched, written;
     std::vector<uint64_t> offsets;  // of `touched`
     uint64_t bytes = 0;
 
@@ -59,34 +60,24 @@ struct Layout {
     }
 };
 
+// All that is written is read too: what an op leaves as it is (gaps of a view, rows of no expert, slots of states that
+// are not there) is copied back as it was.
 Layout lay_out(const Graph& graph, const uint32_t* nodes, uint32_t n) {
     Layout out;
-    Ranges complete;  // written by an earlier node of the part, all of it
-    const auto reads = [&](const Tensor& t) {
-        if (t.data == nullptr) return;
-        const Range r = range_of(t);
-        const bool here = std::any_of(complete.begin(), complete.end(),
-                                      [&](const Range& c) { return c.begin <= r.begin && r.end <= c.end; });
-        if (!here) out.read.push_back(r);
+    const auto touches = [&](const Tensor& t) {
+        if (t.data != nullptr) out.touched.push_back(range_of(t));
     };
     for (uint32_t k = 0; k < n; ++k) {
         const Tensor& node = *graph.nodes[nodes[k]];
         for (int i = 0; i < node.n_src; ++i) {
             if (node.src[i] == nullptr) continue;
-            reads(*node.src[i]);
-            if (const Tensor* root = root_that_is_read(node, *node.src[i])) reads(*root);
+            touches(*node.src[i]);
+            if (const Tensor* root = root_that_is_read(node, *node.src[i])) touches(*root);
         }
-        if (node.data == nullptr) continue;
-        out.written.push_back(range_of(node));
-        if (is_contiguous(node) && op_traits(node.op)->writes_into < 0)
-            complete.push_back(range_of(node));
-        else
-            reads(node);  // what lies between, or stays, is copied back as it was
+        touches(node);
+        for_each_written(node, [&](const Tensor& t) { out.written.push_back(range_of(t)); });
     }
-    out.touched = out.read;
-    out.touched.insert(out.touched.end(), out.written.begin(), out.written.end());
     join(out.touched);
-    join(out.read);
     join(out.written);
     for (const Range& r : out.touched) {
         out.bytes += (r.begin - out.bytes) % CONGRUENCE;
@@ -190,7 +181,7 @@ bool Fallback::build(const Graph& graph, const PlanData& data, Device* cpu, Erro
         CpuPart& out = parts.back();
         out.plan = cpu->ops->compile(cpu, own, err);
         if (out.plan == nullptr) return false;
-        for (const Range& r : layout.read) out.in.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
+        for (const Range& r : layout.touched) out.in.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
         for (const Range& r : layout.written) out.out.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
     }
     return true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/effects.h"
 #include "cuda/kernel_table.h"
 
 namespace ggr {
@@ -117,10 +118,11 @@ void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_byt
 
 // Forget activations that were converted, in a step before `kept_before`, from memory that `node` writes.
 void PlanBuilder::overwritten(const Tensor& node, uint32_t kept_before) {
-    if (node.data == nullptr) return;
-    const Range written = range_of(node);
-    const auto stale = [&](const Activation& a) { return a.kept < kept_before && meet(written, range_of(*a.src)); };
-    activations_.erase(std::remove_if(activations_.begin(), activations_.end(), stale), activations_.end());
+    for_each_written(node, [&](const Tensor& t) {
+        const Range written = range_of(t);
+        const auto stale = [&](const Activation& a) { return a.kept < kept_before && meet(written, range_of(*a.src)); };
+        activations_.erase(std::remove_if(activations_.begin(), activations_.end(), stale), activations_.end());
+    });
 }
 
 // 0 if nothing that the present step uses lies in [begin, end) of scratch, else where the first such thing ends.

@@ -18,6 +18,7 @@ import pytest
 from ggml_rpc.devices import cuda
 from ggml_rpc.devices.cpu import CpuPool
 from ggml_rpc.devices.cuda import ops_with_kernels
+from ggml_rpc.spec.ops import OP_BY_NAME
 from tests.cuda.fallbacks import may_fall_back
 from tests.cuda.host.device import EmulatedDriver
 from tests.cuda.host.emulator import library
@@ -130,13 +131,29 @@ class _GpuDevice:
         return _MirroredPlan(plan, [(b, self._mirrors[b.handle]) for b in buffers])
 
 
+def forget_drivers() -> None:
+    """Let go of all devices: making a driver forgets the one before."""
+    emulated.cache_clear()
+    left_to_cpu.cache_clear()
+    gc.collect()
+
+
 @cache
 def emulated() -> _CheckedDevice:
     """Return the emulated device of this process."""
+    forget_drivers()
     return _CheckedDevice()
 
 
+@cache
+def left_to_cpu() -> Any:
+    """Return a device whose GPU has no kernel for any op."""
+    forget_drivers()
+    return EmulatedDriver().gpu(without=list(OP_BY_NAME)).device("CUDA0", "emulated GPU", host_memory=True)
+
+
 ops.DEVICES["emulated"] = emulated
+ops.DEVICES["left to the CPU"] = left_to_cpu
 ops.DEVICES["gpu"] = cache(_GpuDevice)
 LEVELS = ["emulated", *([pytest.param("gpu", marks=pytest.mark.gpu)] if cuda.names() else [])]
 
@@ -178,8 +195,7 @@ def covered(request: pytest.FixtureRequest) -> tuple[set[tuple[str, str]], set[t
 @pytest.fixture
 def driver() -> Iterator[EmulatedDriver]:
     """Return a driver of its own, on which everything is done as late as it may be; nothing may be used wrongly."""
-    emulated.cache_clear()  # making a driver forgets the one before
-    gc.collect()
+    forget_drivers()
     driver = EmulatedDriver(lazy=True, queries=2, memory_bytes=1 << 30)
     yield driver
     gc.collect()
