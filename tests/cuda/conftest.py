@@ -198,5 +198,6 @@ def driver() -> Iterator[EmulatedDriver]:
     forget_drivers()
     driver = EmulatedDriver(lazy=True, queries=2, memory_bytes=1 << 30)
     yield driver
+    ran.update(driver.ran())
     gc.collect()
     assert driver.misuse() == ""
