@@ -177,10 +177,13 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 
 def whole_suite(config: pytest.Config, items: Sequence[pytest.Item]) -> bool:
-    """Return whether all cases of tests/ops that this folder has are to run on the emulator."""
+    """Return whether all files of this folder that run ops are to run on the emulator, with all their cases."""
+    some = ("keyword", "markexpr", "deselect", "lf", "maxfail", "stepwise")
     files = {item.path.name for item in items}
-    return not (config.option.keyword or config.option.markexpr or config.option.deselect) and all(
-        path.name in files for path in Path(__file__).parent.glob("test_ops_*.py")
+    return (
+        not any(getattr(config.option, name, None) for name in some)
+        and not any("::" in argument for argument in config.args)
+        and all(path.name in files for path in Path(__file__).parent.glob("test_[op][pr]*.py"))
     )
 
 

@@ -1,6 +1,6 @@
 """What the suite runs is what the registry lists: else a warm-up or the matrix of architectures would miss kernels.
 
-These come last: files are run in the order of their names.
+These come behind what runs ops: files are run in the order of their names.
 """
 
 from __future__ import annotations
