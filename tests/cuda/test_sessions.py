@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -116,13 +117,59 @@ def test_a_client_that_leaves_in_the_middle_takes_nothing_with_it(server: Server
     assert driver.counts().allocations == 0
 
 
+def sent_by(client: RawClient, call: Callable[[], object]) -> bytes:
+    """Return what a call would send, whose reply nobody waits for."""
+    sent: list[bytes] = []
+    send_raw, reply = client.send_raw, client.reply
+    client.send_raw = sent.append  # type: ignore[method-assign]
+    client.reply = bytes  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        client.send_raw, client.reply = send_raw, reply  # type: ignore[method-assign]
+    return b"".join(sent)
+
+
 def half_of_a_set(client: RawClient, tensor: Tensor, data: bytes) -> bytes:
     """Return the beginning of a SET_TENSOR that announces 1000 bytes and brings fewer."""
-    sent: list[bytes] = []
-    send_raw = client.send_raw
-    client.send_raw = sent.append  # type: ignore[method-assign]
-    try:
-        client.set(tensor, data + bytes(900))
-    finally:
-        client.send_raw = send_raw  # type: ignore[method-assign]
-    return b"".join(sent)[:-900]
+    return sent_by(client, lambda: client.set(tensor, data + bytes(900)))[:-900]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_client_that_leaves_ends_its_run(driver: EmulatedDriver, parts: bool, waits: bool) -> None:
+    """In the middle of a long graph: of launches alone, and with nodes of the CPU between, few of which are begun."""
+    slow = EmulatedDriver(memory_bytes=1 << 30, lazy=True, queries=1500)  # some 0.1 s for each wait of the device
+    gpu = slow.gpu(without=["SCALE"])
+    with Server(devices=[gpu.device("CUDA0", "emulated GPU")], port=0) as server:
+        with connect(server) as client:
+            arena = arena_of(client)
+            x, nodes = graph(arena)
+            for _ in range(60 if parts else 0):
+                nodes.append(arena.node("SCALE", "F32", SHAPE, [nodes[-1]], params=struct.pack("<ff", 1, 0)))
+                nodes.append(arena.node("ADD", "F32", SHAPE, [nodes[-1], x]))
+            client.set(x, values().tobytes())
+            client.compute(nodes, uid=1)
+            if waits:
+                client.send_raw(sent_by(client, lambda: client.get(nodes[-1])))
+            until(lambda: gpu.counts()["launches"] > 0, 3)
+            if parts:
+                until(lambda: gpu.counts()["cpu_nodes"] > 0, 3)
+        until(lambda: slow.counts().allocations == 0, 3)
+        assert gpu.counts()["cpu_nodes"] < 10
+        with connect(server) as client:
+            x, nodes = graph(arena_of(client))
+            client.set(x, values(1).tobytes())
+            client.compute(nodes, uid=1)
+            got = np.frombuffer(client.get(nodes[-1]), np.float32)
+            np.testing.assert_allclose(got, 7 * values(1).ravel(), rtol=1e-5)
+        until(lambda: slow.counts().allocations == 0, 30)
+    assert slow.misuse() == ""
+
+
+def until(reached: Callable[[], bool], seconds: float) -> None:
+    """Wait for a state; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
