@@ -219,12 +219,15 @@ def show_local(as_json: bool) -> int:
 
 
 def show_ops(as_json: bool) -> int:
-    """Print which ops CUDA devices leave to the CPU, whatever their types; needs no GPU."""
+    """Print which ops CUDA devices leave to the CPU, whatever their types; needs no GPU.
+
+    Those that name a function of the client are no ops of any device here.
+    """
     from ggml_rpc.devices.cuda import ops_with_kernels, registry  # noqa: PLC0415  native modules
     from ggml_rpc.spec.ops import OPS  # noqa: PLC0415
 
     with_kernels = set(ops_with_kernels())
-    left = [op.name for op in OPS if not op.is_noop and op.name not in with_kernels]
+    left = [op.name for op in OPS if not (op.is_noop or op.pointer_params or op.name in with_kernels)]
     if as_json:
         print(json.dumps({"cuda": sorted(with_kernels), "cpu": left}, indent=2))
         return 0

@@ -126,7 +126,8 @@ def sent_by(client: RawClient, call: Callable[[], object]) -> bytes:
     try:
         call()
     finally:
-        client.send_raw, client.reply = send_raw, reply  # type: ignore[method-assign]
+        client.send_raw = send_raw  # type: ignore[method-assign]
+        client.reply = reply  # type: ignore[method-assign]
     return b"".join(sent)
 
 
