@@ -121,6 +121,26 @@ def test_the_cpu_gets_views_and_gaps_as_they_are(driver: EmulatedDriver) -> None
     assert (got[1::2] == 5).all()
 
 
+def test_what_the_cpu_writes_besides_its_result_is_converted_anew(driver: EmulatedDriver) -> None:
+    """A product, a step of an optimiser that changes its activations, and the product again."""
+    bench = Bench(driver.gpu(without=["OPT_STEP_ADAMW"]).device("CUDA0", "emulated GPU", host_memory=True), 1 << 20)
+    rng = np.random.default_rng(5)
+    weights = bench.put_raw("Q8_0", (8, 64), b"\0\x3c" + bytes(range(32)) + (b"\0\x3c" + bytes(range(32))) * 15)
+    w, g, m, v = (bench.put(rng.uniform(n, n + 1, (1, 64)).astype(np.float32)) for n in range(1, 5))
+    params = bench.put(np.array([0.1, 0.5, 0.5, 1e-8, 0, 1, 1], np.float32))
+    first = bench.node("MUL_MAT", "F32", (1, 8), [weights, m])
+    step = bench.node("OPT_STEP_ADAMW", "F32", (1, 64), [w, g, m, v, params], out=w)
+    second = bench.node("MUL_MAT", "F32", (1, 8), [weights, m])
+    before = bench.read(m) * 0.5 + bench.read(g) * 0.5
+    plan = bench.compile([first, step, second])
+    assert plan_counts(plan)[1] == 1
+    plan.run()
+    np.testing.assert_allclose(bench.read(m), before, rtol=1e-6)
+    expected = (before.reshape(64) * np.tile(np.arange(32), 2)).sum()
+    np.testing.assert_allclose(bench.read(second), np.full((1, 8), expected), rtol=1e-2)
+    assert not np.allclose(bench.read(first), bench.read(second), rtol=3e-2)
+
+
 def bad_rows(bench: Bench, value: int) -> Tensor:
     table = bench.put(np.ones((4, 8), np.float32), name="table")
     return bench.node("GET_ROWS", "F32", (3, 8), [table, bench.put(np.array([0, value, 1], np.int32), name="rows")])

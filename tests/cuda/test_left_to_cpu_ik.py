@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.ops.test_ik import *
+from tests.ops.test_ik import (
+    test_absent_experts_leave_zeros,
+    test_absent_experts_of_a_product,
+    test_absent_rows_are_zero,
+    test_experts,
+    test_product_with_each_expert,
+    test_sum_of_rows_behind_a_view,
+)
 from tests.ops.test_ik_recurrent import *
 
 
