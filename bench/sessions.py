@@ -1,8 +1,9 @@
 """Measure several clients at once, and one beside a busy process: ``python -m bench.sessions``.
 
-Stock clients decode on one server of ours and on a stock one. The clients are processes that are stopped and continued,
-so that the setups (one client alone, all at once, one beside a busy loop) take turns on the same connections: A B C A B
-C. Speed is what the clients saw, over rounds of tokens that lie within a turn.
+Stock clients decode on one server of ours and, one alone since it takes no more, on a stock one. The clients are
+processes that are stopped and continued, so that the setups (one client alone, all at once, one beside a busy loop)
+take turns on the same connections: A B C A B C. Speed is what the clients saw, over rounds of tokens that lie within a
+turn.
 """
 
 from __future__ import annotations
@@ -95,15 +96,19 @@ def ended(process: Process) -> Iterator[Process]:
         process.end()
 
 
-def measure(server: ServerProcess, peer: Peer, path: Path, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Let the setups take turns on one server; return tokens a second of all clients together."""
+def measure(
+    server: ServerProcess, peer: Peer, path: Path, count: int, args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Let the setups take turns on one server with `count` clients; return tokens a second of all clients together."""
     turns: dict[str, list[float]] = {ALONE: [], TOGETHER: [], BESIDE: []}
+    if count == 1:
+        del turns[TOGETHER]
     with ExitStack() as stack:
         busy = Process([sys.executable, "-c", BUSY_LOOP])
         stack.enter_context(ended(busy))
         busy.let(False)
         clients = []
-        for _ in range(args.clients):
+        for _ in range(count):
             clients.append(Client(peer, path, server.endpoint))
             stack.enter_context(ended(clients[-1]))
             clients[-1].wait()
@@ -142,18 +147,17 @@ def run(args: argparse.Namespace) -> None:
         record["models"][name] = {}
         for label in labels:
             with ServerProcess(own if label == OURS else stock_command, ["-t", str(args.threads)]) as server:
-                turns = measure(server, peer, model(name), args)
+                # A stock server takes one client at a time: a second one would wait for the first to leave.
+                turns = measure(server, peer, model(name), args.clients if label == OURS else 1, args)
             medians = {setup: statistics.median(values) for setup, values in turns.items()}
-            together, beside = medians[TOGETHER] / medians[ALONE], medians[BESIDE] / medians[ALONE]
             record["models"][name][label] = {"turns": turns, "median": medians}
             if label == OURS:
                 record["figures"] += [figure.record() for figure in figures(name, args.clients, turns)]
-            print(
-                f"{name:16} {label:5}  1 client {medians[ALONE]:6.1f} t/s   {args.clients} clients"
-                f" {medians[TOGETHER]:6.1f} t/s ({together:5.2f} of one)   beside a busy process"
-                f" {medians[BESIDE]:6.1f} t/s ({beside:5.2f} of idle)",
-                flush=True,
-            )
+            line = f"{name:16} {label:5}  1 client {medians[ALONE]:6.1f} t/s"
+            for setup, what in ((TOGETHER, f"{args.clients} clients"), (BESIDE, "beside a busy process")):
+                if setup in medians:
+                    line += f"   {what} {medians[setup]:6.1f} t/s ({medians[setup] / medians[ALONE]:4.2f} of it)"
+            print(line, flush=True)
     print(f"wanted of ours: together >= {1 - LOST_LIMIT:.2f} of one, beside a busy process >= {BUSY_LIMIT:.2f} of idle")
     store.save(record, args)
 
