@@ -772,7 +772,13 @@ def _optimiser(op: str, n: int, n_params: int) -> Callable[[Arena], Tensor]:
     return build
 
 
-add("OPT_STEP_ADAMW", "", _optimiser("OPT_STEP_ADAMW", 4, 7), strides={2: "whole", 3: "whole", 4: "whole"}, tied=(RESULT, 0))
+add(
+    "OPT_STEP_ADAMW",
+    "",
+    _optimiser("OPT_STEP_ADAMW", 4, 7),
+    strides={2: "whole", 3: "whole", 4: "whole"},
+    tied=(RESULT, 0),
+)
 add("OPT_STEP_SGD", "", _optimiser("OPT_STEP_SGD", 2, 2), strides={2: "whole"}, tied=(RESULT, 0))
 for _masked in (0, 1):
     simple(

@@ -131,7 +131,9 @@ GGR_DEVICE uint16_t float_to_bf16(float f) {  // to nearest even; a NaN stays on
     return static_cast<uint16_t>((u + (0x7fffu + (u >> 16 & 1))) >> 16);
 }
 // Two halves in a word, the first in the low bits.
-GGR_DEVICE uint32_t pack_halves(float lo, float hi) { return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16; }
+GGR_DEVICE uint32_t pack_halves(float lo, float hi) {
+    return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16;
+}
 
 GGR_DEVICE float fused_add(float a, float b, float c) { return fmaf(a, b, c); }  // a * b + c
 GGR_DEVICE float square_root(float x) { return sqrtf(x); }
@@ -159,7 +161,9 @@ GGR_DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
 // ---- Integer dot products ----
 // c + the four products of signed bytes.
-GGR_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) { return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), c); }
+GGR_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
+    return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), c);
+}
 // For each byte: a - b, each in two's complement.
 GGR_DEVICE uint32_t subtract4(uint32_t a, uint32_t b) { return __vsub4(a, b); }
 // For each of the four low nibbles' bytes of `index` (0 .. 15): the byte of a table of 16.
@@ -173,40 +177,50 @@ GGR_DEVICE uint32_t lookup4(const uint32_t (&table)[4], uint32_t index) {
 }
 
 // ---- Matrix products by a warp; fragments as PTX lays them out ----
-// d[16 x 8] += a[16 x 32] b[32 x 8], signed bytes; a: 4 words, b: 2, d: 4. sm_80; before it by four of m8n8k16 each way.
+// d[16 x 8] += a[16 x 32] b[32 x 8], signed bytes; a: 4 words, b: 2, d: 4. sm_80; before it by four of m8n8k16 each
+// way.
 GGR_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(d[0]), "+r"(d[1]) : "r"(a[0]), "r"(b[0]));
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a[0]), "r"(b[0]));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(d[2]), "+r"(d[3]) : "r"(a[1]), "r"(b[0]));
+        : "+r"(d[2]), "+r"(d[3])
+        : "r"(a[1]), "r"(b[0]));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(d[0]), "+r"(d[1]) : "r"(a[2]), "r"(b[1]));
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a[2]), "r"(b[1]));
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-        : "+r"(d[2]), "+r"(d[3]) : "r"(a[3]), "r"(b[1]));
+        : "+r"(d[2]), "+r"(d[3])
+        : "r"(a[3]), "r"(b[1]));
 #endif
 }
 // d[16 x 8] += a[16 x 16] b[16 x 8], halves, sums in f32; a: 4 words, b: 2, d: 4. sm_80; before it by two of m16n8k8.
 GGR_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b[1]));
 #endif
 }
 // The same in bf16. sm_80; there is none before it: callers use mma_f16 or f32 there.
 GGR_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
@@ -217,13 +231,17 @@ GGR_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 GGR_DEVICE void load_matrices(uint32_t (&d)[4], const void* row) {
     const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(from) : "memory");
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(from)
+                 : "memory");
 }
 // The same, each matrix transposed.
 GGR_DEVICE void load_matrices_transposed(uint32_t (&d)[4], const void* row) {
     const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(from) : "memory");
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(from)
+                 : "memory");
 }
 
 }  // namespace cuda
