@@ -49,18 +49,35 @@ FLOORS = {"sink": "a sink that discards what it is sent", "known": "a sink that 
 TOUCH = "import sys, numpy; numpy.ones(int(sys.argv[1]), numpy.uint8)"
 
 
-def get_ready(path: Path) -> None:
-    """Bring the file into the system's cache and memory for twice its size into the machine.
+def get_ready(path: Path, folder: Path) -> None:
+    """Bring the file, and those that servers keep in a folder, into the system's cache, and memory for the model.
 
     A virtual machine gives memory that lies free for seconds back to its host; whoever takes it next waits for it,
     2.4 s a GB on the machine of the README instead of 0.1. No server could help that.
     """
-    read_once(path)
+    for file in (path, *(found for found in folder.rglob("*") if found.is_file())):
+        read_once(file)
     subprocess.run([sys.executable, "-c", TOUCH, str(2 * path.stat().st_size)], check=True)
 
 
-def stock_loads(protocol: str, path: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each load by a stock client, turn by turn, the first not counted."""
+def stock_loads(
+    protocol: str, path: Path, folder: Path, servers: dict[str, ServerProcess], repeats: int
+) -> dict[str, list[float]]:
+    """Return the seconds of each load by a stock client, turn by turn, the first not counted.
+
+    Parameters
+    ----------
+    protocol : str
+        The client's.
+    path : Path
+        The model.
+    folder : Path
+        Where the servers keep tensors.
+    servers : dict
+        By label.
+    repeats : int
+        Turns that count.
+    """
     turns: dict[str, list[float]] = {label: [] for label in servers}
     peer = prepare_peer(protocol)
     with ExitStack() as stack:
@@ -70,19 +87,19 @@ def stock_loads(protocol: str, path: Path, servers: dict[str, ServerProcess], re
             clients[label] = stack.enter_context(Client(peer.driver_command(arguments)))
         for repeat in range(repeats + 1):
             for label, client in clients.items():
-                get_ready(path)
+                get_ready(path, folder)
                 seconds = client.load()
                 if repeat > 0:
                     turns[label].append(seconds)
     return turns
 
 
-def own_loads(path: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
+def own_loads(path: Path, folder: Path, servers: dict[str, ServerProcess], repeats: int) -> dict[str, list[float]]:
     """Return the seconds of each load by our client, all weights on the server."""
     turns: dict[str, list[float]] = {f"own client, {label}": [] for label in servers}
     for repeat in range(repeats + 1):
         for label, server in servers.items():
-            get_ready(path)
+            get_ready(path, folder)
             start = time.perf_counter()
             with (
                 open_devices([server.endpoint], threads=1) as devices,
@@ -111,9 +128,10 @@ def hashing(path: Path, repeats: int) -> dict[str, list[float]]:
     return turns
 
 
-def start_servers(stack: ExitStack, protocol: str, stock_command: Sequence[str], threads: int) -> dict[str, Any]:
-    """Start what models are loaded into, by label."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ggml-load-"))
+def start_servers(
+    stack: ExitStack, protocol: str, stock_command: Sequence[str], folder: Path, threads: int
+) -> dict[str, Any]:
+    """Start what models are loaded into, by label; what they keep lies in the folder."""
     own = [*own_server_command(), "--proto", protocol]
     sink = module_command("bench.sink")
     options = ["-t", str(threads)]
@@ -127,7 +145,7 @@ def start_servers(stack: ExitStack, protocol: str, stock_command: Sequence[str],
     }
     servers = {}
     for label, (command, arguments) in plans.items():
-        environment = {"LLAMA_CACHE": str(Path(folder) / label), "OMP_WAIT_POLICY": "passive"}
+        environment = {"LLAMA_CACHE": str(folder / label), "OMP_WAIT_POLICY": "passive"}
         servers[label] = stack.enter_context(ServerProcess(command, arguments, environment=environment))
     return servers
 
@@ -139,12 +157,14 @@ def run(args: argparse.Namespace) -> None:
     with terminable(), ExitStack() as stack:
         other = stack.enter_context(opponent(args.opponent, best_level()))
         protocol, description = other.protocol, other.description
-        servers = start_servers(stack, protocol, other.server, args.threads)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ggml-load-")))
+        servers = start_servers(stack, protocol, other.server, folder, args.threads)
         for case, labels in CASES:
             if case in args.cases:
-                turns |= stock_loads(protocol, path, {label: servers[label] for label in labels}, args.repeats)
+                chosen = {label: servers[label] for label in labels}
+                turns |= stock_loads(protocol, path, folder, chosen, args.repeats)
         if "own" in args.cases:
-            turns |= own_loads(path, {label: servers[label] for label in ("ours", "ours -c")}, args.repeats)
+            turns |= own_loads(path, folder, {label: servers[label] for label in ("ours", "ours -c")}, args.repeats)
     if "hash" in args.cases:
         turns |= hashing(path, args.repeats)
     medians = {label: statistics.median(seconds) for label, seconds in turns.items()}
