@@ -83,7 +83,10 @@ class Verified:
                 threading.Thread(target=self._run_written, name="verify-written", daemon=True).start()
 
     def look_ahead(self, name: str) -> None:
-        """Have the files that were written after this one verified, in a thread that ends when that is done."""
+        """Have the files that were written after this one made ready: asked of the disk, and verified if they are not.
+
+        Verifying happens in a thread that ends when that is done.
+        """
         with self._lock:
             if name not in self._place:
                 try:
@@ -95,9 +98,21 @@ class Verified:
                 return
             coming = self._order[place + 1 : place + 1 + AHEAD]
             self._wanted = [n for n in coming if n not in self._stamps]
+            known = [n for n in coming if n in self._stamps]
             if self._wanted and not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="verify", daemon=True).start()
+        for n in known:
+            self._fetch(n)
+
+    def _fetch(self, name: str) -> None:
+        """Tell the system that a file will be read soon; what it has in memory already costs a few microseconds."""
+        with contextlib.suppress(AttributeError, OSError):  # not every system can be told
+            fd = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
 
     def _list(self) -> None:
         rows = []

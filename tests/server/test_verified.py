@@ -97,3 +97,18 @@ def test_written_files_are_verified_when_they_have_settled(tmp_path: Path, monke
         known.written(names[i])
     wait_for_the_thread()
     assert [known.holds(name, stamp(tmp_path, name)) for name in names] == [True, False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be told what will be read")
+@pytest.mark.usefixtures("settled")
+def test_the_next_verified_files_are_asked_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [write(tmp_path, bytes([i]) * 100, age=100 - i) for i in range(4)]
+    known = Verified(tmp_path)
+    for name in names:
+        known.add(name, stamp(tmp_path, name))
+    told: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: told.append(os.fstat(fd).st_ino))
+    known.look_ahead(names[0])
+    assert told == [(tmp_path / name).stat().st_ino for name in names[1 : 1 + verified.AHEAD]]
+    os.unlink(tmp_path / names[2])
+    known.look_ahead(names[1])  # what is gone is found out when it is asked for
