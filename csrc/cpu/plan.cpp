@@ -4,6 +4,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "graph/effects.h"
+
 namespace ggr {
 
 namespace {
@@ -197,10 +199,13 @@ bool PlanBuilder::may_advance(uint32_t j) const {
     for (uint32_t m = present_ + 1; m < j; ++m) {
         if (taken_[m]) continue;
         const Tensor& passed = *graph_.nodes[m];
-        // These two write a source, too.
-        if (passed.op == OP_IK_SSM_CONV || passed.op == OP_DELTA_NET || overlap(passed, node)) return false;
-        for (int s = 0; s < node.n_src; ++s)
-            if (node.src[s] != nullptr && overlap(passed, *node.src[s])) return false;
+        bool free = true;
+        for_each_written(passed, [&](const Tensor& written) {
+            free = free && !overlap(written, node);
+            for (int s = 0; s < node.n_src; ++s)
+                free = free && (node.src[s] == nullptr || !overlap(written, *node.src[s]));
+        });
+        if (!free) return false;
         for (int s = 0; s < passed.n_src; ++s)
             if (passed.src[s] != nullptr && overlap(*passed.src[s], node)) return false;
     }

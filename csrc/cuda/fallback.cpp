@@ -5,7 +5,7 @@
 #include <cstring>
 #include <unordered_map>
 
-#include "cuda/effects.h"
+#include "graph/effects.h"
 #include "graph/graph.h"
 
 namespace ggr {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cuda/effects.h"
 #include "cuda/kernel_table.h"
+#include "graph/effects.h"
 
 namespace ggr {
 namespace cuda {

@@ -100,6 +100,16 @@ def test_part_of_the_weights_that_changes(bench: Bench, rng: np.random.Generator
     check_order(bench, [mul_mat(bench, ws[0], x), doubled, mul_mat(bench, w, x)])
 
 
+@pytest.mark.parametrize("which", [2, 3])
+def test_weights_that_a_step_of_an_optimiser_writes(bench: Bench, rng: np.random.Generator, which: int) -> None:
+    """AdamW changes its moments, which are sources."""
+    x, ws = case(bench, rng, 1, ["F16"])
+    places = [bench.put(np.abs(rng.standard_normal((M, K)).astype(np.float32))) for _ in range(4)]
+    params = bench.put(np.array([0.1, 0.9, 0.99, 1e-3, 0.05, 1.2, 1.5], np.float32))
+    step = bench.node("OPT_STEP_ADAMW", "F32", (M, K), [*places, params], out=places[0])
+    check_order(bench, [mul_mat(bench, ws[0], x), step, mul_mat(bench, places[which], x)])
+
+
 def test_weights_that_a_node_between_makes(bench: Bench, rng: np.random.Generator) -> None:
     x, ws = case(bench, rng, 1, ["Q8_0"])
     keys = bench.put(rng.standard_normal((5, K)).astype(np.float32))

@@ -5,7 +5,6 @@
 #include "spec/tables.h"
 
 namespace ggr {
-namespace cuda {
 
 // Source slots that an op writes, -1 for none: a convolution and a recurrence store the states after each token, a step
 // of an optimiser its two moments. Sources that results are views of are OpTraits::writes_into.
@@ -34,5 +33,4 @@ void for_each_written(const Tensor& node, Take take) {
             take(*node.src[slot]);
 }
 
-}  // namespace cuda
 }  // namespace ggr
