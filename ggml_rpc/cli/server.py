@@ -394,15 +394,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not is_loopback(options.host):
         print(exposure_warning(options.host), file=sys.stderr, flush=True)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        signal.signal(signal.SIGINT, _on_signal)
-        signal.signal(signal.SIGTERM, _on_signal)
+        for number in before:
+            signal.signal(number, _on_signal)
         serve(options)
     except _Stopped:
         return 0
     except (StartError, RpcError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,11 +117,13 @@ def test_a_device_that_is_not_there_is_refused_with_the_reason(capsys: pytest.Ca
     with pytest.raises(DeviceError) as error:
         devices.open_devices(["CUDA0"])
     assert str(error.value) == f"unknown device 'CUDA0'; available devices: CPU ({NONE})"
+    handler = signal.getsignal(signal.SIGINT)
     for name in ("CUDA0", "cuda1", "CPU,CUDA0"):
         assert server_command.main(["--device", name, "-p", "0"]) == 1
         lines = capsys.readouterr().err.splitlines()
         assert lines[0].startswith("ggml-rpc-server: error: unknown device: ")
         assert lines[-1] == NONE
+    assert signal.getsignal(signal.SIGINT) is handler  # of the program that asked for a server
 
 
 @pytest.mark.usefixtures("no_gpu")
