@@ -52,10 +52,13 @@ TOUCH = "import sys, numpy; numpy.ones(int(sys.argv[1]), numpy.uint8)"
 def get_ready(path: Path, folder: Path) -> None:
     """Bring the file, and those that servers keep in a folder, into the system's cache, and memory for the model.
 
+    Files whose names begin with a dot are still being written, and get other names when they are whole.
+
     A virtual machine gives memory that lies free for seconds back to its host; whoever takes it next waits for it,
     2.4 s a GB on the machine of the README instead of 0.1. No server could help that.
     """
-    for file in (path, *(found for found in folder.rglob("*") if found.is_file())):
+    kept = (found for found in folder.rglob("[!.]*") if found.is_file())
+    for file in (path, *kept):
         read_once(file)
     subprocess.run([sys.executable, "-c", TOUCH, str(2 * path.stat().st_size)], check=True)
 

@@ -32,6 +32,10 @@ constexpr uint64_t SLACK_BYTES = BUFFER_SLACK;
 enum class WaitResult : int32_t { done = 0, timeout = 1, failed = 2 };
 
 struct DeviceOps {
+    // map() returns the buffer's own memory, all that was asked for, for as long as the buffer lives; unmap() does
+    // nothing. Then memory may be filled while other parts of the buffer are in use.
+    bool direct;
+
     // Reserve size bytes; fills data, size, device and state of `out`. Contents are undefined (but nobody else's).
     bool (*alloc)(Device*, uint64_t size, Buffer* out, Error*);
     void (*release)(Device*, Buffer*);

@@ -196,8 +196,8 @@ WaitResult wait(Device* d, Queue* q, uint64_t number, int64_t timeout_ns, Error*
 }
 void cancel(Device* d, Queue* q) { shared(d).pool.cancel(q); }
 
-const DeviceOps CPU_OPS = {alloc,     release,    map,        unmap,       expect, fill, copy,   compile,
-                           free_plan, plan_bytes, open_queue, close_queue, submit, wait, cancel, memory};
+const DeviceOps CPU_OPS = {true,      alloc,      release,    map,         unmap,  expect, fill,   copy,  compile,
+                           free_plan, plan_bytes, open_queue, close_queue, submit, wait,   cancel, memory};
 
 // The processor's own name for itself, as a person would look it up.
 std::string processor() {

@@ -105,8 +105,8 @@ WaitResult wait(Device*, Queue* q, uint64_t number, int64_t timeout_ns, Error* e
 }
 void cancel(Device*, Queue* q) { queue_of(q).cancel(); }
 
-const DeviceOps CUDA_OPS = {alloc,     release,    map,        unmap,       expect, fill, copy,   compile,
-                            free_plan, plan_bytes, open_queue, close_queue, submit, wait, cancel, memory};
+const DeviceOps CUDA_OPS = {false,     alloc,      release,    map,         unmap,  expect, fill,   copy,  compile,
+                            free_plan, plan_bytes, open_queue, close_queue, submit, wait,   cancel, memory};
 
 OpTable op_table() {
     OpTable out = {};

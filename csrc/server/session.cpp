@@ -28,6 +28,7 @@ Session::Session(Transport transport, SessionConfig config)
 }
 
 Session::~Session() {
+    loading_.drop();
     for (uint32_t i = 0; i < lines_.size(); ++i) {
         Device* device = config_.devices[i];
         if (lines_[i].queue != nullptr) device->ops->close_queue(device, lines_[i].queue);  // cancels and waits

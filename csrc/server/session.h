@@ -11,6 +11,7 @@
 #include "core/status.h"
 #include "graph/graph.h"
 #include "net/stream.h"
+#include "server/file_load.h"
 #include "wire/dialect.h"
 #include "wire/records.h"
 
@@ -77,11 +78,12 @@ class Session {
     bool allocate(uint32_t device, uint64_t size, uint64_t handle, uint64_t* granted, Error* err);
     bool release(uint64_t handle, Error* err);
     // tensor_hash: fill the region from an open file of `size` bytes; *matches tells whether all was there and, with
-    // `verify`, whether its hash was the one asked for.
+    // `verify`, whether its hash was the one asked for. Without `verify` the file may be read later, while the client
+    // goes on: whatever uses memory of the session waits for it.
     bool load(int fd, uint64_t size, bool verify, bool* matches, Error* err);
-    // store_tensor: hash the region, and write it to an open file.
+    // store_tensor: hash the region, and write it to an open file; *failure is 0 or the errno that kept it from that.
     bool hash_region(uint64_t* hash, Error* err);
-    bool store(int fd, Error* err);
+    bool store(int fd, int* failure, Error* err);
 
     uint64_t held_bytes() const { return held_bytes_; }
     SessionStats stats() const;
@@ -159,6 +161,8 @@ class Session {
     bool finish(uint32_t device, uint64_t number, Error* err);
     bool runs_succeed(Error* err);                  // so far, without waiting
     bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
+    bool settle(const Region& region, Error* err);  // likewise, but not for a file that is read to another place
+    bool land(Error* err);                          // wait for the file that is being read
     Graph* parse(const DialectTable& table, const std::vector<uint8_t>& payload, Error* err) const;
     bool recompute_length(Error* err) const;
     bool move_copies(uint32_t device, Stored* stored, Error* err);
@@ -184,6 +188,8 @@ class Session {
     uint64_t argument_ = 0;
     Region region_ = {};
     bool keep_region_ = false;
+    FileLoad loading_;
+    Region loaded_ = {};  // that it fills
     std::unordered_map<uint64_t, std::unique_ptr<Buffer>> buffers_;
     std::vector<Line> lines_;
     uint64_t next_base_;

@@ -57,7 +57,15 @@ bool Session::runs_succeed(Error* err) {
     return true;
 }
 
-bool Session::settle(const Buffer& buffer, Error* err) { return finish(index_of(buffer.device), buffer.last_use, err); }
+bool Session::settle(const Buffer& buffer, Error* err) {
+    return land(err) && finish(index_of(buffer.device), buffer.last_use, err);
+}
+
+bool Session::settle(const Region& r, Error* err) {
+    const bool apart = r.buffer != loaded_.buffer || r.offset >= loaded_.offset + loaded_.length ||
+                       loaded_.offset >= r.offset + r.length;
+    return apart ? finish(index_of(r.buffer->device), r.buffer->last_use, err) : settle(*r.buffer, err);
+}
 
 // The plan must not be running: its buffers are settled or its queue is closed.
 void Session::drop_plan(uint32_t device, Stored* stored) {
@@ -83,6 +91,7 @@ void Session::drop_all(uint32_t device) {
 bool Session::submit(uint32_t device, Stored* stored, Error* err) {
     Device* d = config_.devices[device];
     Line& l = lines_[device];
+    if (!land(err)) return false;
     if (l.submitted >= MAX_WAITING && !finish(device, l.submitted - MAX_WAITING + 1, err)) return false;
     const uint64_t number = d->ops->submit(d, l.queue, stored->plan, err);
     if (number == 0) return false;

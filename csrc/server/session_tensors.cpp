@@ -6,8 +6,6 @@
 #include <cerrno>
 #include <cinttypes>
 #include <cstring>
-#include <exception>
-#include <thread>
 
 #include "hash/fnv.h"
 #include "server/session.h"
@@ -22,35 +20,8 @@ constexpr uint64_t FILE_CHUNK = uint64_t{1} << 20;
 constexpr uint64_t LARGE = uint64_t{1} << 20;
 constexpr uint64_t AHEAD = uint64_t{32} << 20;
 
-// Reads of this size are shared by two threads: the client waits for them, so a core is idle.
-constexpr uint64_t SHARED_READ = uint64_t{4} << 20;
-
-// False if the file was truncated meanwhile, or is unreadable.
-bool read_file(int fd, uint8_t* to, uint64_t at, uint64_t size) {
-    while (size > 0) {
-        const ssize_t n = pread(fd, to, size, static_cast<off_t>(at));
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return false;
-        to += n;
-        at += static_cast<uint64_t>(n);
-        size -= static_cast<uint64_t>(n);
-    }
-    return true;
-}
-
-bool read_shared(int fd, uint8_t* to, uint64_t at, uint64_t size) {
-    const uint64_t half = size / 2;
-    bool second = false;
-    std::thread other;
-    try {
-        other = std::thread([&] { second = read_file(fd, to + half, at + half, size - half); });
-    } catch (const std::exception&) {
-        return read_file(fd, to, at, size);
-    }
-    const bool first = read_file(fd, to, at, half);
-    other.join();
-    return first && second;
-}
+// From this size on a file that is known to be right is read behind the answer.
+constexpr uint64_t LOAD_BEHIND = uint64_t{1} << 20;
 
 bool times(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_mul_overflow(a, b, out); }
 bool plus(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_add_overflow(a, b, out); }
@@ -115,8 +86,8 @@ bool Session::set_tensor(Error* err) {
     if (!target(p, &t, err) || !range(t, offset, size, err)) return false;
     trace("SET_TENSOR: '%s' offset %" PRIu64 ", %" PRIu64 " bytes%s", t.wire.name, offset, size,
           flag ? ", to cache" : "");
-    if (!settle(*t.buffer, err)) return false;
     region_ = {t.buffer, t.start + offset, size};
+    if (!settle(region_, err)) return false;
     if (size >= LARGE) t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, size + AHEAD);
     if (!receive_into(region_, p + head, payload_.size() - head, err)) return false;
     const bool wanted = dialect_->cache_by_flag ? flag : size > static_cast<uint64_t>(HASH_THRESHOLD_BYTES);
@@ -309,6 +280,12 @@ bool Session::load(int fd, uint64_t size, bool verify, bool* matches, Error* err
     if (size == 0 || size > region_.length) return true;
     if (!settle(*region_.buffer, err)) return false;
     Device* device = region_.buffer->device;
+    if (!verify && device->ops->direct && size >= LOAD_BEHIND &&
+        loading_.start(fd, region_.buffer->data + region_.offset, size)) {
+        loaded_ = {region_.buffer, region_.offset, size};
+        *matches = true;
+        return true;
+    }
     uint64_t hash = FNV_OFFSET;
     for (uint64_t at = 0; at < size;) {
         uint64_t mapped = 0;
@@ -316,7 +293,7 @@ bool Session::load(int fd, uint64_t size, bool verify, bool* matches, Error* err
         uint8_t* host = device->ops->map(device, region_.buffer, region_.offset + at,
                                          verify ? std::min(size - at, FILE_CHUNK) : size - at, true, &mapped, err);
         if (host == nullptr) return false;
-        const bool whole = mapped < SHARED_READ ? read_file(fd, host, at, mapped) : read_shared(fd, host, at, mapped);
+        const bool whole = read_file(fd, host, at, mapped);
         if (whole && verify) hash = fnv1a_64(host, mapped, hash);
         if (!device->ops->unmap(device, region_.buffer, host, region_.offset + at, mapped, true, err)) return false;
         if (!whole) return true;
@@ -324,6 +301,11 @@ bool Session::load(int fd, uint64_t size, bool verify, bool* matches, Error* err
     }
     *matches = !verify || hash == argument_;
     return true;
+}
+
+bool Session::land(Error* err) {
+    return loading_.finish() ||
+           err->fail(Code::device, "SET_TENSOR_HASH: the cache's file for a tensor changed while it was read");
 }
 
 bool Session::hash_region(uint64_t* hash, Error* err) {
@@ -341,20 +323,22 @@ bool Session::hash_region(uint64_t* hash, Error* err) {
     return true;
 }
 
-bool Session::store(int fd, Error* err) {
+bool Session::store(int fd, int* failure, Error* err) {
+    *failure = 0;
     Device* device = region_.buffer->device;
     for (uint64_t at = 0; at < region_.length;) {
         uint64_t mapped = 0;
         uint8_t* host = device->ops->map(device, region_.buffer, region_.offset + at,
                                          std::min(region_.length - at, FILE_CHUNK), false, &mapped, err);
         if (host == nullptr) return false;
-        for (uint64_t put = 0; put < mapped;) {
+        for (uint64_t put = 0; put < mapped && *failure == 0;) {
             const ssize_t n = write(fd, host + put, mapped - put);
-            if (n < 0 && errno == EINTR) continue;
-            if (n <= 0) return err->fail(Code::io, "writing to the cache failed: %s", std::strerror(errno));
-            put += static_cast<uint64_t>(n);
+            if (n > 0) put += static_cast<uint64_t>(n);
+            if (n == 0) *failure = EIO;
+            if (n < 0 && errno != EINTR) *failure = errno;
         }
         if (!device->ops->unmap(device, region_.buffer, host, region_.offset + at, mapped, false, err)) return false;
+        if (*failure != 0) return true;
         at += mapped;
     }
     return true;

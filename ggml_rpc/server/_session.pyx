@@ -9,6 +9,7 @@ from ggml_rpc.devices._device cimport NativeDevice, raise_error
 from ggml_rpc.native cimport Device, DialectTable, Error
 from ggml_rpc.wire._codec cimport Codec
 
+import os
 from enum import IntEnum
 
 from ggml_rpc.spec import limits
@@ -60,7 +61,7 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         cbool release(uint64_t, Error *)
         cbool load(int, uint64_t, cbool, cbool *, Error *)
         cbool hash_region(uint64_t *, Error *)
-        cbool store(int, Error *)
+        cbool store(int, int *, Error *)
         uint64_t held_bytes()
         SessionStats stats()
 
@@ -293,7 +294,11 @@ cdef class Session:
             raise_error(&err)
 
     def load(self, int fd, uint64_t size, *, cbool verify=True) -> bool:
-        """Fill the tensor of TENSOR_HASH from a file; return whether it was whole and its hash the one asked for."""
+        """Fill the tensor of TENSOR_HASH from a file; return whether it was whole and its hash the one asked for.
+
+        Without `verify` the file may be read later, while the client goes on; whatever uses the tensor waits for it. If
+        the file turns out to be another one then, that command raises `DeviceError`.
+        """
         cdef Error err
         cdef cbool ok, matches = False
         cdef NativeSession *native = self.open()
@@ -318,12 +323,21 @@ cdef class Session:
         return hash
 
     def store(self, int fd):
-        """Write the bytes that STORE_TENSOR names to an open file."""
+        """Write the bytes that STORE_TENSOR names to an open file.
+
+        Raises
+        ------
+        OSError
+            If the file does not take them.
+        """
         cdef Error err
         cdef cbool ok
+        cdef int failure = 0
         cdef NativeSession *native = self.open()
         memset(<void *> &err, 0, sizeof(Error))
         with nogil:
-            ok = native.store(fd, &err)
+            ok = native.store(fd, &failure, &err)
         if not ok:
             raise_error(&err)
+        if failure:
+            raise OSError(failure, os.strerror(failure))
