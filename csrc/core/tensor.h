@@ -75,6 +75,19 @@ static inline bool is_contiguous(const Tensor& t) {
            t.nb[3] == t.nb[2] * t.ne[2];
 }
 
+// Both tensors lie on exactly the same elements, so that a kernel which reads an element before it writes it, and reads
+// no other, may use one as source and the other as result.
+static inline bool same_layout(const Tensor& a, const Tensor& b) {
+    return a.data == b.data && a.type == b.type && same_shape(a, b) && a.nb[0] == b.nb[0] && a.nb[1] == b.nb[1] &&
+           a.nb[2] == b.nb[2] && a.nb[3] == b.nb[3];
+}
+// The byte ranges of the two tensors overlap.
+static inline bool overlap(const Tensor& a, const Tensor& b) {
+    if (a.data == nullptr || b.data == nullptr) return false;
+    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
+    return a0 < b0 + static_cast<uintptr_t>(extent_bytes(b)) && b0 < a0 + static_cast<uintptr_t>(extent_bytes(a));
+}
+
 static inline float param_f32(const Tensor& t, int word) {
     float v;
     std::memcpy(&v, &t.params[word], sizeof v);

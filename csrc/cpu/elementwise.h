@@ -154,13 +154,6 @@ inline uint8_t* repeated_row_at(const Tensor& t, int64_t i1, int64_t i2, int64_t
     return row_at(t, wrap(i1, t.ne[1]), wrap(i2, t.ne[2]), wrap(i3, t.ne[3]));
 }
 
-// Both tensors lie on exactly the same elements, so that a kernel which reads an element before it writes it, and reads
-// no other, may use one as source and the other as result.
-inline bool same_layout(const Tensor& a, const Tensor& b) {
-    return a.data == b.data && a.type == b.type && same_shape(a, b) && a.nb[0] == b.nb[0] && a.nb[1] == b.nb[1] &&
-           a.nb[2] == b.nb[2] && a.nb[3] == b.nb[3];
-}
-
 }  // namespace
 }  // namespace GGR_LEVEL
 }  // namespace ggr

@@ -212,12 +212,6 @@ bool PlanBuilder::may_advance(uint32_t j) const {
     return true;
 }
 
-bool PlanBuilder::overlap(const Tensor& a, const Tensor& b) {
-    if (a.data == nullptr || b.data == nullptr) return false;
-    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
-    return meet(a0, a0 + static_cast<uintptr_t>(extent_bytes(a)), b0, b0 + static_cast<uintptr_t>(extent_bytes(b)));
-}
-
 bool PlanBuilder::unsupported(const Tensor& node, const char* format, ...) {
     char text[256];
     va_list args;

@@ -94,8 +94,6 @@ class PlanBuilder {
     // The result of `node` may stay unwritten: only `uses` sources inside the fused chain read it, the client's graph
     // has no further use, it is no output, and nothing views it.
     bool can_elide(const Tensor& node, int uses) const;
-    // Byte ranges of the two tensors overlap.
-    static bool overlap(const Tensor& a, const Tensor& b);
 
     bool unsupported(const Tensor& node, const char* format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -189,9 +189,5 @@ bool PlanBuilder::can_elide(const Tensor& node, int uses) const {
            viewed_[static_cast<size_t>(&node - graph_.tensors)] == 0;
 }
 
-bool PlanBuilder::overlap(const Tensor& a, const Tensor& b) {
-    return a.data != nullptr && b.data != nullptr && meet(range_of(a), range_of(b));
-}
-
 }  // namespace cuda
 }  // namespace ggr

@@ -1,4 +1,5 @@
 // Rules of attention: softmax, rotary positions, fused attention, masks.
+#include "graph/rope.h"
 #include "graph/rules.h"
 
 namespace ggr {
@@ -66,16 +67,6 @@ bool flash_attn_ext(const Tensor& node, Error* err) {
     return node.src[4] == nullptr || sinks_fit(node, *node.src[4], q.ne[2], err);
 }
 
-enum RopeWord {
-    ROPE_N_DIMS = 1,
-    ROPE_MODE = 2,
-    ROPE_N_CTX = 4,
-    ROPE_FREQ_BASE = 5,
-    ROPE_SECTIONS = 11,
-    ROPE_N_OFFS = 15
-};
-enum RopeMode : int32_t { ROPE_NORMAL = 0, ROPE_NEOX = 2, ROPE_MROPE = 8, ROPE_VISION = 24, ROPE_IMROPE = 40 };
-
 bool rope(const Tensor& node, Error* err) {
     const Tensor &x = *node.src[0], &pos = *node.src[1];
     const int32_t n_dims = node.params[ROPE_N_DIMS], mode = node.params[ROPE_MODE], n_offs = node.params[ROPE_N_OFFS];
@@ -87,9 +78,9 @@ bool rope(const Tensor& node, Error* err) {
         "parameter 2 (mode) must be a known way to rotate");
     REQUIRE(n_dims > 0 && n_dims % 2 == 0 && n_dims <= x.ne[0],
             "parameter 1 (n_dims) must be even, positive and not above the length of a row");
-    const bool sections = (mode & ROPE_MROPE) != 0;
+    const bool sections = rope_has_streams(node);
     REQUIRE(is_i32(pos) && is_vector(pos) && rows_contiguous(pos), "source 1 (positions) must be a vector of I32");
-    REQUIRE(pos.ne[0] == (sections ? 4 : 1) * x.ne[2], "source 1 must have the positions of each token");
+    REQUIRE(pos.ne[0] == (sections ? ROPE_STREAMS : 1) * x.ne[2], "source 1 must have the positions of each token");
     if (mode == ROPE_VISION)
         REQUIRE(n_dims == x.ne[0] / 2 && n_offs == 0, "a vision rotation must take the whole row");
     else
@@ -97,7 +88,7 @@ bool rope(const Tensor& node, Error* err) {
                 "parameter 15 (n_offs) must be even and leave room for the rotated part");
     if (sections) {
         int64_t sum = 0;
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < ROPE_STREAMS; ++i) {
             const int32_t section = node.params[ROPE_SECTIONS + i];
             REQUIRE(section >= 0, "parameters 11 to 14 (sections) must not be negative");
             sum += section;
@@ -105,13 +96,14 @@ bool rope(const Tensor& node, Error* err) {
         REQUIRE(sum > node.params[ROPE_SECTIONS + 3], "one of the first three sections must not be empty");
         REQUIRE(sum <= x.ne[0], "the sections must fit in a row");
     }
-    REQUIRE(node.params[ROPE_N_CTX] >= 0, "parameter 4 (n_ctx_orig) must not be negative");
+    REQUIRE(node.params[ROPE_N_CTX_ORIG] >= 0, "parameter 4 (n_ctx_orig) must not be negative");
     for (int word = ROPE_FREQ_BASE; word < ROPE_SECTIONS; ++word)
         REQUIRE(param_finite(node, word), "parameters 5 to 10 must be finite");
     REQUIRE(param_f32(node, ROPE_FREQ_BASE) > 0, "parameter 5 (freq_base) must be positive");
     if (const Tensor* factors = node.src[2])
-        REQUIRE(is_f32(*factors) && is_vector(*factors) && rows_contiguous(*factors) && factors->ne[0] >= n_dims / 2,
-                "source 2 (frequency factors) must be a vector of F32, one for each pair");
+        REQUIRE(
+            is_f32(*factors) && is_vector(*factors) && rows_contiguous(*factors) && factors->ne[0] >= rope_pairs(node),
+            "source 2 (frequency factors) must be a vector of F32, one for each pair");
     return true;
 }
 

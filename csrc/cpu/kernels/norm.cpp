@@ -4,6 +4,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/elementwise_sums.h"
 #include "cpu/level.h"
+#include "graph/norm_chain.h"
 
 GGR_KERNELS_BEGIN
 
@@ -157,67 +158,27 @@ bool prepare_weighted(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
-bool packed_f32(const Tensor& t) { return t.type == TYPE_F32 && rows_contiguous(t); }
-
-// The other source of a two-source node that takes `link`, if that can be an operand of the fused row: whole rows of
-// f32 that are repeated, `link` itself not being repeated. nullptr otherwise.
-const Tensor* operand_beside(const Tensor& node, const Tensor& link) {
-    const Tensor *a = node.src[0], *b = node.src[1];
-    const Tensor* other = a == &link ? b : b == &link ? a : nullptr;
-    if (other == nullptr || other == &link || !packed_f32(*other) || other->ne[0] != node.ne[0]) return nullptr;
-    if (node.type != TYPE_F32 || !same_shape(node, link) || !can_repeat(*other, node)) return nullptr;
-    return other;
-}
-
-// What one row writes, no other row reads: the result lies beside the source, or exactly on it.
-bool rows_independent(const Tensor& result, const Tensor& source) {
-    return !PlanBuilder::overlap(result, source) || same_layout(result, source);
-}
-
-// An intermediate that is not stored: its memory must hold nothing that a later node of the chain reads, and its
-// writing must not be a way of changing another tensor.
-bool may_skip(const PlanBuilder& builder, const Tensor& node) {
-    return node.view_src == nullptr && builder.can_elide(node, 1);
+bool may_skip(const void* builder, const Tensor& node) {
+    return static_cast<const PlanBuilder*>(builder)->can_elide(node, 1);
 }
 
 template <Norm KIND>
 uint32_t fuse(PlanBuilder& builder, uint32_t i) {
-    const Graph& graph = builder.graph();
-    if (i + 1 >= graph.n_nodes) return 0;
-    const Tensor &norm = *graph.nodes[i], &mul = *graph.nodes[i + 1];
-    const Tensor& x = *norm.src[0];
-    if (mul.op != OP_MUL || !packed_f32(x) || norm.type != TYPE_F32 || !may_skip(builder, norm)) return 0;
-    const Tensor* factor = operand_beside(mul, norm);
-    if (factor == nullptr || PlanBuilder::overlap(*factor, norm)) return 0;
-
-    const Tensor *last = &mul, *addend = nullptr;
-    uint32_t taken = 2;
-    if (i + 2 < graph.n_nodes && graph.nodes[i + 2]->op == OP_ADD && may_skip(builder, mul)) {
-        const Tensor& add = *graph.nodes[i + 2];
-        addend = operand_beside(add, mul);
-        if (addend != nullptr && !PlanBuilder::overlap(*addend, norm) && !PlanBuilder::overlap(*addend, mul) &&
-            packed_f32(add) && rows_independent(add, x) && rows_independent(add, *factor) &&
-            rows_independent(add, *addend)) {
-            last = &add;
-            taken = 3;
-        } else {
-            addend = nullptr;
-        }
-    }
-    if (taken == 2 && !(packed_f32(mul) && rows_independent(mul, x) && rows_independent(mul, *factor))) return 0;
-
-    Step& step = builder.add_bare(addend != nullptr ? run_fused<KIND, true> : run_fused<KIND, false>, last,
-                                  n_rows(*last), n_elements(*last) * 3);
+    const NormChain chain = norm_chain(builder.graph(), i, may_skip, &builder);
+    if (chain.nodes == 0) return 0;
+    const Tensor &x = *chain.norm->src[0], &last = *chain.last;
+    Step& step = builder.add_bare(chain.addend != nullptr ? run_fused<KIND, true> : run_fused<KIND, false>, &last,
+                                  n_rows(last), n_elements(last) * 3);
     step.src[0] = &x;
-    step.src[1] = factor;
-    step.src[2] = addend;
-    keep_rows(step, *last);
-    step.arg.f32[0] = param_f32(norm, 0);
+    step.src[1] = chain.factor;
+    step.src[2] = chain.addend;
+    keep_rows(step, last);
+    step.arg.f32[0] = param_f32(*chain.norm, 0);
     builder.reads(x);
-    builder.reads(*factor);
-    if (addend != nullptr) builder.reads(*addend);
-    builder.writes(*last);
-    return taken;
+    builder.reads(*chain.factor);
+    if (chain.addend != nullptr) builder.reads(*chain.addend);
+    builder.writes(last);
+    return chain.nodes;
 }
 
 }  // namespace

@@ -286,7 +286,7 @@ bool same_products(const PlanBuilder& builder, const Tensor& a, const Tensor& b,
     // Blocks that end early must not change what others still read, nor may the two products have changed it.
     for (const Tensor* result : {&a, &b, &glu})
         for (const Tensor* source : {a.src[0], b.src[0], a.src[1], a.op == OP_MUL_MAT_ID ? a.src[2] : nullptr})
-            if (source != nullptr && PlanBuilder::overlap(*result, *source)) {
+            if (source != nullptr && overlap(*result, *source)) {
                 // Activations that are converted first are read before anything is written.
                 if (source != a.src[1] || result != &glu || !is_quantized(w.type)) return false;
             }

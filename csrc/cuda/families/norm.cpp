@@ -3,6 +3,7 @@
 
 #include "cuda/families/families.h"
 #include "cuda/families/operands.h"
+#include "graph/norm_chain.h"
 
 namespace ggr {
 namespace cuda {
@@ -72,53 +73,18 @@ bool prepare_group(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
-// ---- Chains ----
-
-// The other source of a two-source node that takes `link`, if that can be an operand of the fused row: whole rows of
-// f32 that are repeated, `link` itself not being repeated. nullptr otherwise.
-const Tensor* operand_beside(const Tensor& node, const Tensor& link) {
-    const Tensor *a = node.src[0], *b = node.src[1];
-    const Tensor* other = a == &link ? b : b == &link ? a : nullptr;
-    if (other == nullptr || other == &link || !packed_f32(*other) || other->ne[0] != node.ne[0]) return nullptr;
-    if (node.type != TYPE_F32 || !same_shape(node, link) || !can_repeat(*other, node)) return nullptr;
-    return other;
-}
-
-// What one row writes, no other row reads: the result lies beside the source, or exactly on it.
-bool rows_independent(const Tensor& result, const Tensor& source) {
-    return !PlanBuilder::overlap(result, source) || same_layout(result, source);
-}
-
-// An intermediate that is not stored must not be a way of changing another tensor.
-bool may_skip(const PlanBuilder& builder, const Tensor& node) {
-    return node.view_src == nullptr && builder.can_elide(node, 1);
+bool may_skip(const void* builder, const Tensor& node) {
+    return static_cast<const PlanBuilder*>(builder)->can_elide(node, 1);
 }
 
 template <NormKind KIND>
 uint32_t fuse(PlanBuilder& builder, uint32_t i) {
-    const Graph& graph = builder.graph();
-    if (i + 1 >= graph.n_nodes) return 0;
-    const Tensor &norm = *graph.nodes[i], &mul = *graph.nodes[i + 1];
-    const Tensor& x = *norm.src[0];
-    if (mul.op != OP_MUL || !packed_f32(x) || norm.type != TYPE_F32 || !may_skip(builder, norm)) return 0;
-    const Tensor* factor = operand_beside(mul, norm);
-    if (factor == nullptr || PlanBuilder::overlap(*factor, norm)) return 0;
-
-    const Tensor *last = &mul, *addend = nullptr;
-    uint32_t taken = 2;
-    if (i + 2 < graph.n_nodes && graph.nodes[i + 2]->op == OP_ADD && may_skip(builder, mul)) {
-        const Tensor& add = *graph.nodes[i + 2];
-        const Tensor* other = operand_beside(add, mul);
-        if (other != nullptr && !PlanBuilder::overlap(*other, norm) && !PlanBuilder::overlap(*other, mul) &&
-            packed_f32(add) && rows_independent(add, x) && rows_independent(add, *factor) &&
-            rows_independent(add, *other)) {
-            addend = other;
-            last = &add;
-            taken = 3;
-        }
-    }
-    if (taken == 2 && !(packed_f32(mul) && rows_independent(mul, x) && rows_independent(mul, *factor))) return 0;
-    return add_launch(builder, *last, *last, x, factor, addend, KIND, param_f32(norm, 0)) ? taken : 0;
+    const NormChain chain = norm_chain(builder.graph(), i, may_skip, &builder);
+    if (chain.nodes == 0) return 0;
+    const Tensor& last = *chain.last;
+    const float eps = param_f32(*chain.norm, 0);
+    return add_launch(builder, last, last, *chain.norm->src[0], chain.factor, chain.addend, KIND, eps) ? chain.nodes
+                                                                                                       : 0;
 }
 
 void enter(OpTable& table) {

@@ -54,12 +54,6 @@ static inline Grid blocks_of(const Cut& cut) {
     return {(cut.total + threads - 1) / threads, 1, 1};
 }
 
-// Both tensors lie on exactly the same elements.
-static inline bool same_layout(const Tensor& a, const Tensor& b) {
-    return a.data == b.data && a.type == b.type && same_shape(a, b) && a.nb[0] == b.nb[0] && a.nb[1] == b.nb[1] &&
-           a.nb[2] == b.nb[2] && a.nb[3] == b.nb[3];
-}
-
 static inline bool packed_f32(const Tensor& t) { return t.type == TYPE_F32 && rows_contiguous(t); }
 
 }  // namespace cuda
