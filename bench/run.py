@@ -92,8 +92,8 @@ def measure_model(name: str, pair: opponents.Pair, args: argparse.Namespace) -> 
                 before = memory_read(args.threads) if label == OURS else 0.0
                 decode.turns[label].append(args.decode / client.decode(1, args.decode))
                 if label == OURS:
-                    # What a machine shared with others has to give changes by half within minutes.
-                    rates.append(max(before, memory_read(args.threads)))
+                    # What a machine shared with others has to give changes by half within seconds.
+                    rates.append(statistics.harmonic_mean([before, memory_read(args.threads)]))
                     shares.append(decode.turns[OURS][-1] * weights / rates[-1])
     rate = statistics.median(rates)
     floor = {
