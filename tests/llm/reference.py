@@ -117,19 +117,56 @@ def stock_logits(
     options = ["--flash", flash, "--cache-type", cache_type, "--n-ctx", str(n_ctx), "--n-ubatch", str(n_ubatch)]
     options += [] if repack else ["--no-repack"]
     peer = prepare_peer(protocol)
+    command = ["logits", "--model", str(model)]
     job = {"tokens": list(tokens), "batches": batches, "every": every}
     if servers:
         with tempfile.TemporaryDirectory() as folder:
             endpoints = [word for server in servers for word in ("--rpc", server)]
-            return _run(peer, model, job, [*options, *endpoints], Path(folder) / "logits.npy")
+            return _run(peer, [*command, *options, *endpoints], job, Path(folder) / "logits.npy")
     path = cache_dir() / "logits" / f"{_key(peer, model, job, options)}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            _run(peer, model, job, options, Path(folder) / path.name)
+            _run(peer, [*command, *options], job, Path(folder) / path.name)
             os.replace(Path(folder) / path.name, path)
     logits: Logits = np.load(path)
     return logits
+
+
+def stock_encoded(
+    model: Path,
+    read: Sequence[int],
+    tokens: Sequence[int] = (),
+    batches: Sequence[int] = (),
+    *,
+    cache_type: str = "f16",
+    servers: Sequence[str] = (),
+) -> Logits:
+    """Return what stock llama.cpp makes of a text that an encoder reads, computed anew each time.
+
+    Parameters
+    ----------
+    model : pathlib.Path
+        GGUF file.
+    read : sequence of int
+        Token ids for the encoder.
+    tokens, batches : sequence of int
+        Token ids for the decoder, and how many of them each call takes. None: embeddings are wanted.
+    cache_type : str
+        Type of the decoder's key and value cache.
+    servers : sequence of str
+        Endpoints of RPC servers that hold the whole model. Empty: the stock client's own CPU.
+
+    Returns
+    -------
+    numpy.ndarray
+        A row of the embedding for each token that was read, or of logits for each that the decoder took, float32.
+    """
+    job: dict[str, object] = {"read": list(read), "tokens": list(tokens), "batches": list(batches)}
+    command = ["encode", "--model", str(model), "--flash", "off", "--cache-type", cache_type, "--no-repack"]
+    command += [word for server in servers for word in ("--rpc", server)]
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(prepare_peer("8.0"), command, job, Path(folder) / "rows.npy")
 
 
 def bound(kind: str) -> float:
@@ -158,12 +195,11 @@ def nmse(result: Logits, expected: Logits) -> float:
     return float(np.square(result - want).sum() / np.square(spread).sum())
 
 
-def _run(peer: Peer, model: Path, job: dict[str, object], options: Sequence[str], out: Path) -> Logits:
+def _run(peer: Peer, command: Sequence[str], job: dict[str, object], out: Path) -> Logits:
     listing = out.with_suffix(".json")
     listing.write_text(json.dumps([{**job, "out": str(out)}]))
-    command = peer.driver_command(["logits", "--model", str(model), "--jobs", str(listing), *options])
     done = subprocess.run(
-        command,
+        peer.driver_command([*command, "--jobs", str(listing)]),
         check=False,
         env={**os.environ, **PATIENT},
         stdin=subprocess.DEVNULL,

@@ -27,9 +27,13 @@ def main() -> int:
         return int(serve.run(parser.parse_args(), out))
 
     import commands as client  # noqa: PLC0415
+    import encoding  # noqa: PLC0415
     from llama import Log  # noqa: PLC0415
 
     client.add_commands(commands)
+    encode = commands.add_parser("encode", help=(encoding.run.__doc__ or "").splitlines()[0])
+    encode.set_defaults(action=encoding.run)
+    encoding.add_arguments(encode)
     args = parser.parse_args()
     log = Log()
     try:
