@@ -116,6 +116,23 @@ const OpTraits* op_traits(int32_t op);
 )
 
 
+REFUSALS_HEADER = (
+    HEADER
+    + """
+#pragma once
+
+#include <cstdint>
+
+namespace ggr {
+
+// Why an op is never accepted, as the end of a sentence that begins with its name; nullptr for ops that are.
+const char* refusal(int32_t op);
+
+}  // namespace ggr
+"""
+)
+
+
 def _flag(value: bool) -> str:
     return "true" if value else "false"
 
@@ -128,6 +145,9 @@ def tables_source() -> str:
         "// clang-format off: one row an id",
         "",
         '#include "spec/tables.h"',
+        "",
+        '#include "spec/ids.h"',
+        '#include "spec/refusals.h"',
         "",
         "namespace ggr {",
         "",
@@ -162,6 +182,11 @@ def tables_source() -> str:
             "}",
             "",
         ]
+    lines += ["const char* refusal(int32_t op) {", "    switch (op) {"]
+    for reason in dict.fromkeys(o.refused for o in ops.OPS if o.refused):
+        lines += [f"        case OP_{o.name}:" for o in ops.OPS if o.refused == reason]
+        lines.append(f'            return "{reason}";')
+    lines += ["        default:", "            return nullptr;", "    }", "}", ""]
     return "\n".join([*lines, "}  // namespace ggr", ""])
 
 
@@ -170,6 +195,7 @@ def outputs() -> dict[Path, str]:
     folder = ROOT / "csrc" / "spec"
     return {
         folder / "ids.h": ids_header(),
+        folder / "refusals.h": REFUSALS_HEADER,
         folder / "tables.h": TABLES_HEADER,
         folder / "tables.cpp": tables_source(),
     }

@@ -6,6 +6,7 @@
 
 #include "graph/graph.h"
 #include "graph/ik.h"
+#include "spec/refusals.h"
 #include "wire/records.h"
 
 namespace ggr {
@@ -113,9 +114,9 @@ bool Parser::op_numbers(const WireTensor& w, Tensor* t) {
     if (traits == nullptr)
         return err_->fail(Code::graph, "%s: tensor '%s': op %u is not known in dialect %s", COMMAND, w.name, w.op,
                           dialect_.name);
-    if (traits->pointer_params)
-        return err_->fail(Code::graph, "%s: tensor '%s': op %s carries a function pointer and is never accepted",
-                          COMMAND, w.name, traits->name);
+    if (const char* reason = refusal(op))
+        return err_->fail(Code::graph, "%s: tensor '%s': op %s is never accepted: it %s", COMMAND, w.name, traits->name,
+                          reason);
     t->op = op;
     std::memcpy(t->params, w.params, sizeof t->params);
     // Values of enumerations are numbered by the dialect too.

@@ -1,6 +1,7 @@
 #include "graph/rules.h"
 
 #include "graph/graph.h"
+#include "spec/refusals.h"
 
 namespace ggr {
 
@@ -14,9 +15,9 @@ struct Table {
     RuleFn check[OP_COUNT_] = {};
     Table() {
         const RuleFamily families[] = {
-            elementwise_rules(), reduction_rules(), matmul_rules(), attention_rules(),
-            rows_rules(),        copy_rules(),      shape_rules(),  convolution_rules(),
-            recurrent_rules(),   gradient_rules(),  ik_rules(),     ik_recurrent_rules(),
+            elementwise_rules(), reduction_rules(),    matmul_rules(),      attention_rules(), rows_rules(),
+            copy_rules(),        shape_rules(),        convolution_rules(), recurrent_rules(), gradient_rules(),
+            ik_rules(),          ik_recurrent_rules(), ik_sparse_rules(),
         };
         for (const RuleFamily& family : families)
             for (size_t i = 0; i < family.count; ++i) check[family.rules[i].op] = family.rules[i].check;
@@ -30,9 +31,13 @@ uint32_t steering_sources(int32_t op) {
         case OP_GET_ROWS:
         case OP_GET_ROWS_BACK:
         case OP_SET_ROWS:
+        case OP_GATHER:
+        case OP_BLEND:
+        case OP_MASK_TOPK:
             return 1u << 1;
         case OP_ADD_ID:
         case OP_MUL_MAT_ID:
+        case OP_DS4_COMP:
             return 1u << 2;
         case OP_MOE_FUSED_UP_GATE:
         case OP_MUL_MULTI_ADD:
@@ -41,7 +46,11 @@ uint32_t steering_sources(int32_t op) {
         case OP_SSM_SCAN:
         case OP_IK_SSM_SCAN:
             return 1u << 6;
+        case OP_FLASH_ATTN_ROWS:
+        case OP_LATENT_ATTN:
+            return 1u << 5;
         case OP_ARGSORT:
+        case OP_ARGSORT_THRESH:
         case OP_TOP_K:
             return 1u << 0;
         default:
@@ -158,6 +167,9 @@ bool param_epsilon(const Tensor& node, int word) { return param_finite(node, wor
 bool check_node(const Tensor& node, Error* err) {
     static const Table table;
     const RuleFn rule = table.check[node.op];
+    if (const char* reason = refusal(node.op))
+        return err->fail(Code::graph, "GRAPH_COMPUTE: tensor '%s': op %s is never accepted: it %s", node.name,
+                         op_traits(node.op)->name, reason);
     if (rule == nullptr)
         return err->fail(Code::unsupported, "GRAPH_COMPUTE: tensor '%s': op %s: no rule for this op yet", node.name,
                          op_traits(node.op)->name);

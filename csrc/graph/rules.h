@@ -40,6 +40,7 @@ RuleFamily recurrent_rules();
 RuleFamily ik_recurrent_rules();
 RuleFamily gradient_rules();
 RuleFamily ik_rules();
+RuleFamily ik_sparse_rules();
 
 bool rule_broken(const Tensor& node, Error* err, const char* rule);
 

@@ -67,6 +67,14 @@ bool flash_attn_ext(const Tensor& node, Error* err) {
     return node.src[4] == nullptr || sinks_fit(node, *node.src[4], q.ne[2], err);
 }
 
+bool flash_attn_rows(const Tensor& node, Error* err) {
+    if (!flash_attn_ext(node, err)) return false;
+    const Tensor &q = *node.src[0], &rows = *node.src[5];
+    REQUIRE(is_i32(rows) && rows_contiguous(rows), "source 5 (rows) must be I32 with contiguous rows");
+    REQUIRE(rows.ne[1] >= q.ne[1], "source 5 (rows) must have a list for each token");
+    return true;
+}
+
 bool rope(const Tensor& node, Error* err) {
     const Tensor &x = *node.src[0], &pos = *node.src[1];
     const int32_t n_dims = node.params[ROPE_N_DIMS], mode = node.params[ROPE_MODE], n_offs = node.params[ROPE_N_OFFS];
@@ -107,6 +115,41 @@ bool rope(const Tensor& node, Error* err) {
     return true;
 }
 
+bool rope_cache(const Tensor& node, Error* err) {
+    const Tensor &pos = *node.src[0], *factors = node.src[1];
+    const int32_t n_dims = node.params[ROPE_N_DIMS], mode = node.params[ROPE_MODE];
+    REQUIRE(is_i32(pos) && is_vector(pos) && rows_contiguous(pos), "source 0 (positions) must be a vector of I32");
+    REQUIRE(is_f32(node) && rows_contiguous(node) && is_shape(node, node.ne[0], pos.ne[0], 1, 1) && node.ne[0] % 2 == 0,
+            "the result must be F32 with a contiguous row of pairs for each token");
+    REQUIRE(mode == ROPE_NORMAL || mode == ROPE_NEOX, "parameter 2 (mode) must be NORMAL or NEOX");
+    REQUIRE(n_dims > 0 && n_dims % 2 == 0 && n_dims <= node.ne[0],
+            "parameter 1 (n_dims) must be even, positive and not above the length of a row");
+    REQUIRE(node.params[ROPE_N_CTX_ORIG] >= 0, "parameter 4 (n_ctx_orig) must not be negative");
+    for (int word = ROPE_FREQ_BASE; word < ROPE_SECTIONS; ++word)
+        REQUIRE(param_finite(node, word), "parameters 5 to 10 must be finite");
+    REQUIRE(param_f32(node, ROPE_FREQ_BASE) > 0, "parameter 5 (freq_base) must be positive");
+    REQUIRE(factors == nullptr ||
+                (is_f32(*factors) && is_vector(*factors) && rows_contiguous(*factors) && factors->ne[0] >= n_dims / 2),
+            "source 1 (frequency factors) must be a vector of F32, one for each pair");
+    return true;
+}
+
+enum RopeFastWord { FAST_N_DIMS = 0, FAST_MODE = 1 };
+
+bool rope_fast(const Tensor& node, Error* err) {
+    const Tensor &x = *node.src[0], &cache = *node.src[1];
+    const int32_t n_dims = node.params[FAST_N_DIMS], mode = node.params[FAST_MODE];
+    REQUIRE(is_f32(x) && is_f32(cache) && is_f32(node), "sources and result must be F32");
+    REQUIRE(same_shape(x, node), "the result must have the shape of source 0");
+    REQUIRE(rows_contiguous(x) && rows_contiguous(cache) && rows_contiguous(node), "rows must be contiguous");
+    REQUIRE(mode == ROPE_NORMAL || mode == ROPE_NEOX, "parameter 1 (mode) must be NORMAL or NEOX");
+    REQUIRE(n_dims > 0 && n_dims % 2 == 0 && n_dims <= x.ne[0],
+            "parameter 0 (n_dims) must be even, positive and not above the length of a row");
+    REQUIRE(is_matrix(cache) && cache.ne[0] >= x.ne[0] && cache.ne[1] >= x.ne[2],
+            "source 1 (cache) must have a row for each token, not shorter than those of source 0");
+    return true;
+}
+
 bool diag_mask(const Tensor& node, Error* err) {
     const Tensor& x = *node.src[0];
     REQUIRE(is_f32(x) && is_f32(node), "source and result must be F32");
@@ -140,6 +183,9 @@ bool lightning_indexer(const Tensor& node, Error* err) {
 constexpr Rule RULES[] = {
     {OP_SOFT_MAX, soft_max},
     {OP_FLASH_ATTN_EXT, flash_attn_ext},
+    {OP_FLASH_ATTN_ROWS, flash_attn_rows},
+    {OP_ROPE_CACHE, rope_cache},
+    {OP_ROPE_FAST, rope_fast},
     {OP_ROPE, rope},
     {OP_ROPE_BACK, rope},
     {OP_DIAG_MASK_INF, diag_mask},

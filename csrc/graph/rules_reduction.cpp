@@ -84,6 +84,10 @@ bool sorting(const Tensor& node, Error* err) {
     if (node.op == OP_ARGSORT) {
         REQUIRE(node.ne[0] == x.ne[0], "the result must have the shape of the source");
         REQUIRE(is_flag(node.params[0]), "parameter 0 (order) must be 0 (ascending) or 1 (descending)");
+    } else if (node.op == OP_ARGSORT_THRESH) {
+        REQUIRE(node.ne[0] == x.ne[0], "the result must have the shape of the source");
+        REQUIRE(node.params[0] >= 0, "parameter 0 (min_entries) must not be negative");
+        REQUIRE(param_finite(node, 1), "parameter 1 (threshold) must be finite");
     } else {
         REQUIRE(node.ne[0] <= x.ne[0], "no more elements can be asked for than a row has");
     }
@@ -91,9 +95,19 @@ bool sorting(const Tensor& node, Error* err) {
 }
 
 constexpr Rule RULES[] = {
-    {OP_NORM, norm},     {OP_RMS_NORM, norm},           {OP_L2_NORM, norm},    {OP_GROUP_NORM, group_norm},
-    {OP_SUM, sum},       {OP_SUM_ROWS, sum_rows},       {OP_MEAN, sum_rows},   {OP_CUMSUM, cumsum},
-    {OP_ARGMAX, argmax}, {OP_COUNT_EQUAL, count_equal}, {OP_ARGSORT, sorting}, {OP_TOP_K, sorting},
+    {OP_NORM, norm},
+    {OP_RMS_NORM, norm},
+    {OP_L2_NORM, norm},
+    {OP_GROUP_NORM, group_norm},
+    {OP_SUM, sum},
+    {OP_SUM_ROWS, sum_rows},
+    {OP_MEAN, sum_rows},
+    {OP_CUMSUM, cumsum},
+    {OP_ARGMAX, argmax},
+    {OP_COUNT_EQUAL, count_equal},
+    {OP_ARGSORT, sorting},
+    {OP_TOP_K, sorting},
+    {OP_ARGSORT_THRESH, sorting},
 };
 
 }  // namespace

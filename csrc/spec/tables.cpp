@@ -4,6 +4,9 @@
 
 #include "spec/tables.h"
 
+#include "spec/ids.h"
+#include "spec/refusals.h"
+
 namespace ggr {
 
 namespace {
@@ -587,6 +590,27 @@ const TypeTraits* type_traits(int32_t id) {
 
 const OpTraits* op_traits(int32_t id) {
     return id >= 0 && id < 165 && kOps[id].name != nullptr ? &kOps[id] : nullptr;
+}
+
+const char* refusal(int32_t op) {
+    switch (op) {
+        case OP_MAP_CUSTOM1:
+        case OP_MAP_CUSTOM2:
+        case OP_MAP_CUSTOM3:
+        case OP_CUSTOM:
+        case OP_MAP_UNARY:
+        case OP_MAP_BINARY:
+        case OP_MAP_CUSTOM1_F32:
+        case OP_MAP_CUSTOM2_F32:
+        case OP_MAP_CUSTOM3_F32:
+            return "carries a function pointer";
+        case OP_REDUCE:
+            return "adds what lies on several devices of the client, which no server reaches";
+        case OP_FAKE_CPY:
+            return "orders the work of several devices of the client, and computes nothing";
+        default:
+            return nullptr;
+    }
 }
 
 }  // namespace ggr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -219,20 +218,14 @@ def show_local(as_json: bool) -> int:
 
 
 def show_ops(as_json: bool) -> int:
-    """Print which ops CUDA devices leave to the CPU, whatever their types; needs no GPU.
+    """Print for each op which types the CPU takes and whether there are CUDA kernels; needs no GPU."""
+    from .op_types import lines, refusals, table  # noqa: PLC0415  native modules, and nodes are compiled
 
-    Those that name a function of the client are no ops of any device here.
-    """
-    from ggml_rpc.devices.cuda import ops_with_kernels, registry  # noqa: PLC0415  native modules
-    from ggml_rpc.spec.ops import OPS  # noqa: PLC0415
-
-    with_kernels = set(ops_with_kernels())
-    left = [op.name for op in OPS if not (op.is_noop or op.pointer_params or op.name in with_kernels)]
     if as_json:
-        print(json.dumps({"cuda": sorted(with_kernels), "cpu": left}, indent=2))
+        ops = {row.op: {"cpu": row.types, "cuda": row.cuda} for row in table()}
+        print(json.dumps({"ops": ops, "refused": refusals()}, indent=2))
         return 0
-    print(f"CUDA: {len(with_kernels)} ops by {len(registry())} kernels; the others run on the CPU:")
-    print("\n".join(textwrap.wrap(", ".join(left), 116, initial_indent="  ", subsequent_indent="  ")))
+    print("\n".join(lines()))
     return 0
 
 
@@ -249,7 +242,9 @@ def build_parser() -> Parser:
         metavar="SECONDS",
         help="how long to wait for a server (10)",
     )
-    parser.add_argument("--ops", action="store_true", help="list the ops that CUDA devices leave to the CPU")
+    parser.add_argument(
+        "--ops", action="store_true", help="list the types that the CPU takes for each op, and which ops CUDA has"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
     return parser
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from ggml_rpc.spec.enums import UnaryKind
 from ggml_rpc.spec.limits import MAX_SRC
 from ggml_rpc.spec.ops import OP_BY_NAME
-from ggml_rpc.spec.types import TYPE_BY_ID
 
-from ._node import F16, F32, I32, I64, Nodes, Op
+from ._node import F32, I32, Nodes, Op
 from ._tensor import Tensor
 
 _FUSED_RMS_NORM, _FUSED_NORM = Op("FUSED_RMS_NORM", "eps"), Op("FUSED_NORM", "eps")
@@ -18,17 +17,17 @@ _FUSED_MUL_UNARY = Op("FUSED_MUL_UNARY", "kind limit")
 _MULTI_ADD, _MUL_MULTI_ADD = Op("MULTI_ADD", "n"), Op("MUL_MULTI_ADD")
 _FUSED_UP_GATE, _MOE_FUSED_UP_GATE = Op("FUSED_UP_GATE", "kind limit"), Op("MOE_FUSED_UP_GATE", "kind limit")
 _HADAMARD = Op("HADAMARD", "n")
-_ARGSORT_THRESH = Op("ARGSORT_THRESH", "min_entries threshold", has_rules=False)
+_ARGSORT_THRESH = Op("ARGSORT_THRESH", "min_entries threshold")
 _GROUPED_TOPK = Op("GROUPED_TOPK", "groups top_groups n_best")
 _SOFTCAP = Op("SOFTCAP", "before after")
 _SOFT_CAP_MAX = Op("SOFT_CAP_MAX", "scale max_bias before after")
 _REDUCE = Op("REDUCE", "kind n present", has_rules=False)
 _FAKE_CPY = Op("FAKE_CPY", has_rules=False)
-_BLEND = Op("BLEND", "value", has_rules=False)
-_INDEXER_TOPK = Op("INDEXER_TOPK", "kind", has_rules=False)
-_MASK_TOPK, _MASK_TO_IDX = Op("MASK_TOPK", has_rules=False), Op("MASK_TO_IDX", has_rules=False)
+_BLEND = Op("BLEND", "value")
+_INDEXER_TOPK = Op("INDEXER_TOPK", "kind")
+_MASK_TOPK, _MASK_TO_IDX = Op("MASK_TOPK"), Op("MASK_TO_IDX")
 _SUM_DIM = Op("SUM_DIM", "dim")
-_GATHER = Op("GATHER", has_rules=False)
+_GATHER = Op("GATHER")
 
 _ADD = OP_BY_NAME["ADD"].id  # the number of the sum in REDUCE, which is ik_llama.cpp's own number of ADD too
 
@@ -78,12 +77,7 @@ class IkOps(Nodes):
         return self._add(_HADAMARD, F32, x.ne, (x,), (n,), dims=x.n_dims)
 
     def blend(self, x: Tensor, ids: Tensor, value: float) -> Tensor:
-        """Put `value` where `ids` [m, ...] (I32, I64) does not name the place in the row of `x`."""
-        self._require(
-            _BLEND,
-            (ids.type_id in (I32, I64), "source 1 (ids) must be I32 or I64"),
-            (ids.ne[1:] == x.ne[1:] and ids.ne[0] <= x.ne[0], "source 1 must have a list for each row of source 0"),
-        )
+        """Put `value` where `ids` [m, ...] (I32, I64) names the place in the row of `x` (F32, F16, BF16)."""
         return self._like(_BLEND, x, (x, ids), (value,))
 
     # ---- Sums ----
@@ -167,12 +161,6 @@ class IkOps(Nodes):
 
     def gather(self, x: Tensor, ids: Tensor) -> Tensor:
         """Fetch elements of each row of `x` [k, ...], of a plain type, by `ids` [m, ...] I32: [m, ...]."""
-        self._require(
-            _GATHER,
-            (ids.type_id == I32, "source 1 (ids) must be I32"),
-            (TYPE_BY_ID[x.type_id].block == 1, "source 0 must be of a plain type"),
-            (ids.ne[1:] == x.ne[1:] and ids.ne[0] <= x.ne[0], "source 1 must have a list for each row of source 0"),
-        )
         return self._add(_GATHER, x.type_id, (ids.ne[0], *x.ne[1:]), (x, ids), dims=x.n_dims)
 
     def indexer_topk(
@@ -196,30 +184,13 @@ class IkOps(Nodes):
         Tensor
             [n, n_tokens] I32.
         """
-        size, heads, tokens, _ = q.ne
-        self._require(
-            _INDEXER_TOPK,
-            (k.ne[0] == size and k.ne[2:] == (1, 1), "source 0 (k) must be a matrix with rows like those of q"),
-            (0 < n < k.ne[1], "n must be positive and below the rows of k"),
-            (mask.ne[:2] == (k.ne[1], tokens), "the mask must have the shape of the scores"),
-            (weights.ne[:2] == (heads, tokens), "the weights must be one for each head and token"),
-        )
-        return self._add(_INDEXER_TOPK, I32, (n, tokens), (k, q, weights, mask), (kind,), dims=2)
+        return self._add(_INDEXER_TOPK, I32, (n, q.ne[2]), (k, q, weights, mask), (kind,), dims=2)
 
     def mask_topk(self, mask: Tensor, ids: Tensor) -> Tensor:
         """Mask every place that `ids` [k, n_tokens, ...] I32 does not name."""
-        self._require(
-            _MASK_TOPK,
-            (mask.type_id in (F16, F32), "source 0 (mask) must be F16 or F32"),
-            (ids.type_id == I32, "source 1 (ids) must be I32"),
-            (ids.ne[1] <= mask.ne[1] and ids.ne[2:] == mask.ne[2:], "source 1 must have a list for rows of the mask"),
-        )
         return self._like(_MASK_TOPK, mask, (mask, ids))
 
     def mask_to_idx(self, mask: Tensor, n: int) -> Tensor:
         """List the places of each row that are not masked, at most `n`: I32."""
-        self._require(
-            _MASK_TO_IDX, (mask.type_id in (F16, F32), "the mask must be F16 or F32"), (n > 0, "n must be positive")
-        )
         ne = (min(mask.ne[0], n), *mask.ne[1:])
         return self._add(_MASK_TO_IDX, I32, ne, (mask,), dims=mask.n_dims)

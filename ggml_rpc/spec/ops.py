@@ -63,7 +63,10 @@ class OpSpec:
     is_noop : bool
         The node computes nothing; its data are those of the tensor it views.
     pointer_params : bool
-        The parameters hold a function pointer of the client: never accepted over the wire.
+        The parameters hold a function pointer of the client.
+    refused : str
+        Why the op is never accepted over the wire, as the end of a sentence that begins with its name; empty for ops
+        that are.
     inplace : bool
         The result may lie exactly on a source of the same layout (allocators of clients arrange this).
     writes_into : int or None
@@ -76,6 +79,7 @@ class OpSpec:
     params: tuple[Param, ...] = ()
     is_noop: bool = False
     pointer_params: bool = False
+    refused: str = ""
     inplace: bool = False
     writes_into: int | None = None
 
@@ -136,10 +140,12 @@ def _op(
     *,
     noop: bool = False,
     pointers: bool = False,
+    refused: str = "",
     inplace: bool = False,
     into: int | None = None,
 ) -> OpSpec:
-    return OpSpec(id, name, _src(sources), params, noop, pointers, inplace, into)
+    refused = "carries a function pointer" if pointers else refused
+    return OpSpec(id, name, _src(sources), params, noop, pointers, refused, inplace, into)
 
 
 OPS: tuple[OpSpec, ...] = (
@@ -272,8 +278,14 @@ OPS: tuple[OpSpec, ...] = (
     _op(139, "SOFTCAP", "x", _words("f32", "before after"), inplace=True),
     _op(140, "SOFT_CAP_MAX", "x mask?", _words("f32", "scale max_bias before after"), inplace=True),
     _op(141, "DELTA_NET", "q k v g beta state states?", _words("i32", "repeat")),
-    _op(142, "REDUCE", " ".join(f"part{i}?" for i in range(16)), _words("i32", "kind n present off placeholders")),
-    _op(143, "FAKE_CPY", "dst x"),
+    _op(
+        142,
+        "REDUCE",
+        " ".join(f"part{i}?" for i in range(16)),
+        _words("i32", "kind n present off placeholders"),
+        refused="adds what lies on several devices of the client, which no server reaches",
+    ),
+    _op(143, "FAKE_CPY", "dst x", refused="orders the work of several devices of the client, and computes nothing"),
     _op(144, "FUSED_NORM", "x weight", _EPS, inplace=True),
     _op(145, "FUSED_RMS_RMS_ADD", "a weight_a b weight_b", _EPS, inplace=True),
     _op(146, "BLEND", "x ids", _words("f32", "value"), inplace=True),

@@ -15,10 +15,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ggml_rpc.errors import CompileError, GraphError, ProtocolError, SessionError
+from ggml_rpc.errors import GraphError, ProtocolError, SessionError
 from ggml_rpc.graph._graph import check_graph
 from ggml_rpc.spec.dialects import DEFAULT as LLAMA_8_0
-from ggml_rpc.spec.ops import FIRST_IK_OP, OP_BY_NAME, OPS
+from ggml_rpc.spec.ops import OP_BY_NAME, OPS, OpSpec
 from ggml_rpc.spec.types import TYPE_BY_ID, TYPES
 from ggml_rpc.wire._codec import Codec
 from tests.graph.examples import EXAMPLES, IK_3_5, ONLY, RESULT, Example, arena
@@ -28,25 +28,6 @@ codec_of = cache(Codec)
 REFUSALS = (GraphError, ProtocolError, SessionError)
 INT_MAX = 2**31 - 1
 U32_MAX = 2**32 - 1
-
-# Training: losses, optimisers, and gradients that no stock client asks a server for.
-NO_RULES = {
-    # Of ik_llama.cpp: what no graph of its clients has, and what one architecture each needs.
-    "ROPE_CACHE",
-    "ROPE_FAST",
-    "ARGSORT_THRESH",
-    "REDUCE",
-    "FAKE_CPY",
-    "BLEND",
-    "SINKHORN",
-    "INDEXER_TOPK",
-    "MASK_TOPK",
-    "HC_PRE",
-    "HC_POST",
-    "MASK_TO_IDX",
-    "LATENT_ATTN",
-    "DS4_COMP",
-}
 
 # What parameters or sources make of an op of another name.
 UNNAMED = {"SUM_DIM", "GATHER", "FLASH_ATTN_ROWS"}
@@ -64,7 +45,13 @@ STEERING = {
     "SSM_SCAN": 6,
     "IK_SSM_SCAN": 6,
     "ARGSORT": 0,
+    "ARGSORT_THRESH": 0,
     "TOP_K": 0,
+    "BLEND": 1,
+    "MASK_TOPK": 1,
+    "DS4_COMP": 2,
+    "LATENT_ATTN": 5,
+    "FLASH_ATTN_EXT": 5,  # the list of rows, where there is one
 }
 
 
@@ -306,7 +293,7 @@ def mutate_ops(example: Example) -> Iterator[Mutant]:
         case.subject.op = number
         yield Mutant(f"op number {number}", case, RESULT, False)
     for op in OPS:
-        if op.pointer_params and (op.id in example.dialect.op_numbers or op.id not in known):
+        if op.refused and (op.id in example.dialect.op_numbers or op.id not in known):
             case = build(example)
             case.subject.op = op.id
             yield Mutant(f"op {op.name}", case, RESULT, False)
@@ -345,25 +332,21 @@ def test_example_is_legal(example: Example) -> None:
     build(example).check()
 
 
-def test_every_op_with_rules_has_an_example() -> None:
-    shown = {e.op for e in EXAMPLES}
-    without_rules: dict[str, str] = {}
-    for op in OPS:
-        if op.is_noop or op.pointer_params:
-            continue
-        a = arena()
-        src = [a.leaf("F32", (4,), f"source {i}") for i, s in enumerate(op.sources) if not s.optional]
-        node = a.node(op.name, "F32", (4,), src, name="subject")
-        dialect = IK_3_5 if op.id >= FIRST_IK_OP else LLAMA_8_0
-        try:
+def test_every_op_has_an_example_or_is_refused() -> None:
+    computed = {o.name for o in OPS if not o.is_noop and not o.refused}
+    assert {e.op for e in EXAMPLES} == computed - UNNAMED
+
+
+@pytest.mark.parametrize("op", [o for o in OPS if o.refused], ids=lambda o: o.name)
+def test_refused_ops_say_why(op: OpSpec) -> None:
+    a = arena()
+    src = [a.leaf("F32", (4,), f"source {i}") for i, _ in zip(range(2), op.sources, strict=False)]
+    node = a.node(op.name, "F32", (4,), src, name="subject")
+    dialects = [d for d in (LLAMA_8_0, IK_3_5) if op.id in d.op_numbers]
+    assert dialects
+    for dialect in dialects:
+        with pytest.raises(GraphError, match=rf"'subject'.*{op.name} is never accepted: it {op.refused}"):
             check_graph(codec_of(dialect), graph_payload(dialect, [node]), [(a.handle, a.base, a.size)])
-        except CompileError as error:
-            without_rules[op.name] = str(error)
-        except REFUSALS:
-            pass
-    assert set(without_rules) == NO_RULES
-    assert all("'subject'" in text and "no rule for this op yet" in text for text in without_rules.values())
-    assert shown == {o.name for o in OPS if not o.is_noop and not o.pointer_params} - NO_RULES - UNNAMED
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.id)

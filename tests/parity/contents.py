@@ -12,8 +12,16 @@ from tests.ops.test_matmul import weights
 from tests.support.device import f32_to_bf16
 from tests.support.wiretensor import Tensor
 
-MASKS = {("SOFT_MAX", 1), ("FLASH_ATTN_EXT", 3), ("LIGHTNING_INDEXER", 3)}
-POSITIVE = {("LOG", 0), ("SQRT", 0), ("DIV", 1), ("ROPE", 2), ("OPT_STEP_ADAMW", 3), ("DSV4_HC_COMB", 0)}
+MASKS = {("SOFT_MAX", 1), ("SOFT_CAP_MAX", 1), ("FLASH_ATTN_EXT", 3), ("LIGHTNING_INDEXER", 3)}
+POSITIVE = {
+    ("LOG", 0),
+    ("SQRT", 0),
+    ("DIV", 1),
+    ("ROPE", 2),
+    ("ROPE_CACHE", 1),
+    ("OPT_STEP_ADAMW", 3),
+    ("DSV4_HC_COMB", 0),
+}
 UNIT = {("OPT_STEP_ADAMW", 4), ("OPT_STEP_SGD", 2)}
 # The state is multiplied by 1 + a b^T at each token: larger ones would make it and its rounding grow without bound.
 SMALL = {("RWKV_WKV7", 4), ("RWKV_WKV7", 5)}

@@ -260,12 +260,12 @@ def memory(_: Dialect) -> Iterator[Case]:
 
 
 def ops(dialect: Dialect) -> Iterator[Case]:
-    """Name ops that do not exist or hold pointers."""
+    """Name ops that do not exist or are never accepted."""
     for number in (len(dialect.ops), 127, 200, 255, 256, 0x7FFF_FFFF, 0xFFFF_FFFF):
         yield Case(f"op {number}", _op(number), GRAPH, "victim")
     for number, internal in enumerate(dialect.ops):
         spec = OP_BY_ID[internal]
-        if spec.pointer_params:
+        if spec.refused:
             yield Case(f"op {spec.name}", _op(number, max(1, spec.min_src)), GRAPH, "victim")
 
 

@@ -2,7 +2,8 @@
 //
 // Query heads that share a K and a V head are packed: the rows of a group are all its (query, head) pairs, the heads of
 // one query side by side. A work item is a tile of such rows against a range of KV positions. Of these positions only
-// the live ones, whose mask is not -inf for all rows, are visited, KV_TILE at a time.
+// the live ones, whose mask is not -inf for all rows, are visited, KV_TILE at a time. They may also be a list, which is
+// then that of the problem's only query.
 #pragma once
 
 #include "cpu/attention/rows.h"
@@ -32,6 +33,8 @@ struct Problem {
     int64_t rows, n_tiles, n_groups;
     float scale, max_bias, softcap;
     bool half_sums;
+    const int32_t* list = nullptr;  // rows of K and V instead of all, in any order; negative ones are none
+    int64_t n_list = 0;
 
     explicit Problem(const Step& step)
         : dst(*step.dst),
@@ -54,6 +57,7 @@ struct Problem {
         if (softcap != 0.0f) scale /= softcap;
     }
     int64_t n_items() const { return q.ne[3] * n_groups * n_tiles * n_splits; }
+    int64_t n_positions() const { return list != nullptr ? n_list : k.ne[1]; }
     float* out_row(int64_t query, int64_t head, int64_t batch) const {
         return at<float>(dst.data, head * dst.nb[1] + query * dst.nb[2] + batch * dst.nb[3]);
     }
@@ -84,7 +88,7 @@ struct Item {
         batch = index / p.n_groups;
         n_rows = p.rows - first_row < p.tile ? p.rows - first_row : p.tile;
         kv = split * p.split_length;
-        kv_end = kv + p.split_length < p.k.ne[1] ? kv + p.split_length : p.k.ne[1];
+        kv_end = kv + p.split_length < p.n_positions() ? kv + p.split_length : p.n_positions();
         const int64_t heads_k = p.q.ne[2] / p.k.ne[2], heads_v = p.q.ne[2] / p.v.ne[2];
         const int64_t batches_k = p.q.ne[3] / p.k.ne[3], batches_v = p.q.ne[3] / p.v.ne[3];
         k = p.k.data + first_head / heads_k * p.k.nb[2] + batch / batches_k * p.k.nb[3];
@@ -114,11 +118,12 @@ struct Visit {
     int64_t position[KV_TILE];
 };
 
+constexpr uint16_t F16_MINUS_INF = 0xfc00, F16_MAGNITUDE = 0x7fff;
+
 // KV_TILE elements of a mask row as the compiler's vectors; those past n count as -inf.
 typedef uint16_t MaskVector __attribute__((vector_size(64)));
 constexpr int MASK_VECTORS = KV_TILE / 32;
 static inline void load_mask(const uint16_t* row, int64_t n, MaskVector* out) {
-    constexpr uint16_t F16_MINUS_INF = 0xfc00;
     if (n < KV_TILE) {
         uint16_t copy[KV_TILE];
         for (int64_t i = 0; i < KV_TILE; ++i) copy[i] = i < n ? row[i] : F16_MINUS_INF;
@@ -134,11 +139,30 @@ static inline bool any_bit(MaskVector v) {
     return any != 0;
 }
 
+// The next live positions of a list, which has been checked.
+static inline bool next_listed(const Problem& p, Item& item, Visit& visit) {
+    visit.adjacent = true;
+    for (; visit.n < KV_TILE && item.kv < item.kv_end; ++item.kv) {
+        const int64_t position = p.list[item.kv];
+        if (position < 0) continue;
+        bool live = p.mask == nullptr;
+        for (int m = 0; m < item.n_masks; ++m) {
+            const uint16_t value = item.masks[m][position];
+            live |= value != F16_MINUS_INF;
+            visit.masked |= (value & F16_MAGNITUDE) != 0;
+        }
+        if (!live) continue;
+        if (visit.n > 0 && position != visit.position[visit.n - 1] + 1) visit.adjacent = false;
+        visit.position[visit.n++] = position;
+    }
+    return visit.n > 0;
+}
+
 // Take the next live positions, KV_TILE at most; none when the item is done.
 static inline bool next_visit(const Problem& p, Item& item, Visit& visit) {
-    constexpr uint16_t F16_MINUS_INF = 0xfc00, F16_MAGNITUDE = 0x7fff;
     visit.n = 0;
     visit.masked = false;
+    if (p.list != nullptr) return next_listed(p, item, visit);
     if (p.mask == nullptr) {
         for (; visit.n < KV_TILE && item.kv < item.kv_end; ++visit.n) visit.position[visit.n] = item.kv++;
         return visit.n > 0;

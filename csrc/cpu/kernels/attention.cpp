@@ -3,6 +3,8 @@
 // that F16 V and few queries are summed up in half, as stock does (half_sums.h).
 //
 // Long KV ranges with too few heads to occupy all workers are split; a second step then joins the parts.
+//
+// FLASH_ATTN_ROWS: the same over the rows of K and V that a list names for each query. All in f32.
 #include "cpu/attention/few_rows.h"
 #include "cpu/attention/many_rows.h"
 #include "cpu/level.h"
@@ -152,8 +154,68 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
+// ---- Listed rows ----
+
+// Items are the tiles of one query's heads, query by query: each query is a problem of its own.
+template <Attend FN>
+bool run_listed(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &whole = *step.dst, &rows = *whole.src[5];
+    const int64_t tile = step.arg.i64[ARG_TILE], tiles = (whole.src[0]->ne[2] + tile - 1) / tile;
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t query = item / tiles;
+        Tensor dst = whole, q = *step.src[0], mask;
+        dst.ne[2] = q.ne[1] = 1;
+        dst.data += query * dst.nb[2];
+        q.data += query * q.nb[1];
+        Step one = step;
+        one.dst = &dst;
+        one.src[0] = &q;
+        if (step.src[3] != nullptr) {
+            mask = *step.src[3];
+            mask.data += query * mask.nb[1];
+            one.src[3] = &mask;
+        }
+        Problem p(one);
+        p.list = at<int32_t>(rows.data, query * rows.nb[1]);
+        p.n_list = p.split_length = rows.ne[0];
+        for (int64_t i = 0; i < p.n_list; ++i)
+            if (p.list[i] >= p.k.ne[1]) return fail_index(worker, step, &rows, p.list[i], p.k.ne[1]);
+        FN(p, item % tiles, worker, nullptr);
+    }
+    return true;
+}
+
+// Relies, beyond prepare, on: a list of i32 in packed rows for each query. As in stock a list counts for one head of K
+// and V and one sequence, and where it is shorter than K: where it is not, the mask alone decides.
+bool prepare_listed(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &q = *node.src[0], &k = *node.src[1], &v = *node.src[2], &rows = *node.src[5];
+    if (q.ne[3] != 1 || k.ne[2] != 1 || v.ne[2] != 1 || rows.ne[0] >= k.ne[1]) return prepare(builder, node);
+    if (!check(builder, node)) return false;
+    if (rows.type != TYPE_I32) return builder.unsupported(node, "a list of type %s", type_traits(rows.type)->name);
+    const int64_t heads = q.ne[2], dk = k.ne[0], dv = v.ne[0], wanted = ITEMS_PER_WORKER * builder.n_workers();
+    int64_t tile = heads <= FEW_ROWS ? FEW_ROWS : MAX_ROWS;
+    const auto too_few = [&] { return q.ne[1] * ((heads + tile - 1) / tile) < wanted; };
+    while (tile > ROW_TILE &&
+           (tile / 2 >= heads || too_few() || ManyRows::bytes(dk, dv, tile / ROW_TILE) > PARTS_BYTES))
+        tile /= 2;
+    if (too_few()) tile = FEW_ROWS;
+    const bool few = tile == FEW_ROWS;
+    builder.need_local(few ? FewRows::bytes(dk, dv) : ManyRows::bytes(dk, dv, tile / ROW_TILE));
+    Step& step = builder.add(few ? run_listed<attend_few_rows> : run_listed<attend_many_rows>, node,
+                             q.ne[1] * ((heads + tile - 1) / tile), q.ne[1] * heads * rows.ne[0] / 4 * (dk + dv) + 1);
+    step.arg.i64[ARG_GROUP] = heads;
+    step.arg.i64[ARG_TILE] = tile;
+    step.arg.i64[ARG_SPLITS] = 1;
+    step.arg.i64[ARG_HALF_SUMS] = 0;
+    if (!step.serial) step.grain = 1;
+    return true;
+}
+
 }  // namespace
 
-void register_attention(OpTable& table) { table.prepare[OP_FLASH_ATTN_EXT] = prepare; }
+void register_attention(OpTable& table) {
+    table.prepare[OP_FLASH_ATTN_EXT] = prepare;
+    table.prepare[OP_FLASH_ATTN_ROWS] = prepare_listed;
+}
 
 GGR_KERNELS_END

@@ -1,9 +1,7 @@
-// LIGHTNING_INDEXER: scores of keys by which sparse attention chooses. DSV4_HC_COMB, DSV4_HC_PRE, DSV4_HC_POST: streams
-// of a residual mixed by weights of each token.
-#include "cpu/elementwise.h"
-#include "cpu/layout.h"
+// LIGHTNING_INDEXER: scores of keys by which sparse attention chooses. DSV4_HC_COMB, DSV4_HC_PRE, DSV4_HC_POST and
+// HC_POST: streams of a residual mixed by weights of each token.
+#include "cpu/indexer_scores.h"
 #include "cpu/level.h"
-#include "cpu/quants/dequant.h"
 #include "cpu/vmath.h"
 
 GGR_KERNELS_BEGIN
@@ -21,60 +19,30 @@ inline const float* floats(const uint8_t* p) { return reinterpret_cast<const flo
 
 // ---- LIGHTNING_INDEXER: score = sum over heads of max(q . k, 0) w, plus the mask ----
 
-// Floor: 2 n_embd operations a head, token and key. KEYS keys are decoded into columns once for TOKENS tokens, so that
-// the lanes of a vector are keys.
-constexpr int64_t KEYS = 64;
-constexpr int64_t TOKENS = 16;
-constexpr int64_t LONGEST_ROW = 4096;  // its panel takes 1 MiB
-constexpr int HEADS = 4;
-constexpr int VECTORS = VL == 16 ? 4 : 2;
-
-// Keys [0, VECTORS * VL) of a panel for one token.
-void score_keys(float* score, const float* panel, const Tensor& q, const uint8_t* q_token, const float* weights) {
-    const int64_t size = q.ne[0], heads = q.ne[1];
-    vf total[VECTORS] = {};
-    for (int64_t h = 0; h < heads; h += HEADS) {
-        const int64_t n = least(HEADS, heads - h);
-        const float* row[HEADS];
-        for (int64_t i = 0; i < HEADS; ++i) row[i] = floats(q_token + (h + least(i, n - 1)) * q.nb[1]);
-        vf s[HEADS][VECTORS] = {};
-        for (int64_t d = 0; d < size; ++d) {
-            vf k[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) k[v] = vload(panel + d * KEYS + v * VL);
-            for (int i = 0; i < HEADS; ++i)
-                for (int v = 0; v < VECTORS; ++v) s[i][v] += k[v] * row[i][d];
-        }
-        for (int64_t i = 0; i < n; ++i)
-            for (int v = 0; v < VECTORS; ++v) total[v] += vmax(s[i][v], vf{}) * weights[h + i];
-    }
-    for (int v = 0; v < VECTORS; ++v) vstore(score + v * VL, total[v]);
-}
+constexpr int64_t TOKENS = 16;  // that share one panel of keys
 
 // arg.i64[0 .. 1]: blocks of keys, blocks of tokens.
 bool run_indexer(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     const Tensor &q = *step.src[0], &k = *step.src[1], &weights = *step.src[2], &mask = *step.src[3], &dst = *step.dst;
-    const int64_t key_blocks = step.arg.i64[0], token_blocks = step.arg.i64[1], size = q.ne[0];
-    const DequantRow decode = dequant_row_for(k.type);
-    float* const panel = floats(worker.local);
-    float* const row = panel + KEYS * size;
+    const int64_t key_blocks = step.arg.i64[0], token_blocks = step.arg.i64[1];
     for (int64_t item = begin; item < end; ++item) {
         const int64_t k0 = item % key_blocks * KEYS, t0 = item / key_blocks % token_blocks * TOKENS;
         const int64_t seq = item / (key_blocks * token_blocks), keys = least(KEYS, k.ne[2] - k0);
-        std::memset(panel, 0, static_cast<size_t>(KEYS * size) * sizeof(float));
-        for (int64_t i = 0; i < keys; ++i) {
-            decode(k.data + (k0 + i) * k.nb[2] + seq * k.nb[3], row, size);
-            for (int64_t d = 0; d < size; ++d) panel[d * KEYS + i] = row[d];
-        }
-        for (int64_t t = t0; t < least(t0 + TOKENS, q.ne[2]); ++t) {
-            const uint16_t* m =
-                reinterpret_cast<const uint16_t*>(mask.data + t * mask.nb[1] + seq % mask.ne[3] * mask.nb[3]) + k0;
-            float score[KEYS];
-            for (int64_t i = 0; i < keys; i += VECTORS * VL)
-                score_keys(score + i, panel + i, q, q.data + t * q.nb[2] + seq * q.nb[3],
-                           floats(weights.data + t * weights.nb[1] + seq * weights.nb[3]));
-            float* to = floats(dst.data + t * dst.nb[1] + seq * dst.nb[3]) + k0;
-            for (int64_t i = 0; i < keys; ++i) to[i] = score[i] + f16_to_f32(m[i]);
-        }
+        const auto query_of = [&](int64_t t) {
+            return IndexerQuery{q.data + (t0 + t) * q.nb[2] + seq * q.nb[3],
+                                q.ne[0],
+                                q.ne[1],
+                                q.nb[1],
+                                weights.data + (t0 + t) * weights.nb[1] + seq * weights.nb[3],
+                                weights.nb[0]};
+        };
+        const auto take = [&](int64_t t, const float* score) {
+            const uint8_t* m = mask.data + (t0 + t) * mask.nb[1] + seq % mask.ne[3] * mask.nb[3] + k0 * 2;
+            float* to = floats(dst.data + (t0 + t) * dst.nb[1] + seq * dst.nb[3]) + k0;
+            for (int64_t i = 0; i < keys; ++i) to[i] = score[i] + f16_to_f32(reinterpret_cast<const uint16_t*>(m)[i]);
+        };
+        score_block(worker.local, k.data + k0 * k.nb[2] + seq * k.nb[3], k.nb[2], keys, k.type,
+                    least(TOKENS, q.ne[2] - t0), q.ne[0], query_of, take);
     }
     return true;
 }
@@ -87,9 +55,8 @@ bool prepare_indexer(PlanBuilder& builder, const Tensor& node) {
         dequant_row_for(k.type) == nullptr)
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(q.type)->name, type_traits(k.type)->name,
                                    type_traits(node.type)->name);
-    if (q.ne[0] > LONGEST_ROW) return builder.unsupported(node, "rows of more than 4096 elements");
     const int64_t key_blocks = (k.ne[2] + KEYS - 1) / KEYS, token_blocks = (q.ne[2] + TOKENS - 1) / TOKENS;
-    builder.need_local((KEYS + 1) * q.ne[0] * static_cast<int64_t>(sizeof(float)));
+    builder.need_local(indexer_bytes(q.ne[0]));
     Step& step = builder.add(run_indexer, node, key_blocks * token_blocks * q.ne[3],
                              n_elements(node) * q.ne[0] * q.ne[1] / 4 + n_elements(k));
     step.arg.i64[0] = key_blocks;
@@ -228,6 +195,17 @@ bool prepare_hc_post(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
+// HC_POST of ik_llama.cpp is the same with sources in another order: x, post, residual, comb.
+bool prepare_ik_hc_post(PlanBuilder& builder, const Tensor& node) {
+    if (!all_f32(node)) return builder.unsupported(node, "types other than F32");
+    const Split split = split_rows(node, false);
+    Step& step = builder.add(run_hc_post, node, split.items, n_elements(node) * (node.ne[1] + 1));
+    keep_split(step, split);
+    step.src[1] = node.src[2];
+    step.src[2] = node.src[1];
+    return true;
+}
+
 }  // namespace
 
 void register_indexer(OpTable& table) {
@@ -235,6 +213,7 @@ void register_indexer(OpTable& table) {
     table.prepare[OP_DSV4_HC_COMB] = prepare_hc_comb;
     table.prepare[OP_DSV4_HC_PRE] = prepare_hc_pre;
     table.prepare[OP_DSV4_HC_POST] = prepare_hc_post;
+    table.prepare[OP_HC_POST] = prepare_ik_hc_post;
 }
 
 GGR_KERNELS_END

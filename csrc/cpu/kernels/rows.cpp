@@ -1,6 +1,7 @@
 // GET_ROWS: rows of src[0] that src[1] names, as f32 or as they are (i32 rows always).
-// SET_ROWS: rows of src[0] into the rows of the result (a view of src[2]) that src[1] names, converted to its type.
-// Every index is checked when it is read. Floor: bytes read and written over memory bandwidth.
+// GATHER: elements of each row of src[0] that src[1] names. BLEND: src[0] with one value at the places that src[1]
+// names. SET_ROWS: rows of src[0] into the rows of the result (a view of src[2]) that src[1] names, converted to its
+// type. Every index is checked when it is read. Floor: bytes read and written over memory bandwidth.
 #include "cpu/layout.h"
 #include "cpu/level.h"
 #include "cpu/quants/dequant.h"
@@ -146,11 +147,79 @@ bool prepare_set_rows(PlanBuilder& builder, const Tensor& node) {
     return true;
 }
 
+// GATHER. Items are rows: result (j, i1, i2, i3) is element src[1](j, i1, i2, i3) of row (i1, i2, i3) of src[0].
+template <class T>
+bool run_gather(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
+    RowCursor row(dst, begin);
+    for (int64_t item = begin; item < end; ++item, row.next()) {
+        const uint8_t *from = row.of(src), *index = row.of(ids);
+        uint8_t* to = row.of(dst);
+        for (int64_t j = 0; j < dst.ne[0]; ++j) {
+            const int64_t i = index_at<int32_t>(index + j * ids.nb[0]);
+            if (i < 0 || i >= src.ne[0]) return fail_index(worker, step, &ids, i, src.ne[0]);
+            std::memcpy(to + j * static_cast<int64_t>(sizeof(T)), from + i * src.nb[0], sizeof(T));
+        }
+    }
+    return true;
+}
+
+// Relies on: result [n, b, c, d] in packed rows, ids of its shape, src [., b, c, d] of its type.
+bool prepare_gather(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &src = *node.src[0], &ids = *node.src[1];
+    const int64_t bytes = block_bytes(node.type);
+    if (node.type != src.type || block_size(node.type) != 1 || (bytes != 2 && bytes != 4) || ids.type != TYPE_I32)
+        return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
+                                   type_traits(node.type)->name);
+    builder.add(bytes == 2 ? run_gather<uint16_t> : run_gather<uint32_t>, node, n_rows(node), 4 * n_elements(node));
+    return true;
+}
+
+// BLEND. Items are rows.
+template <class T, class I>
+bool run_blend(const Step& step, int64_t begin, int64_t end, Worker& worker) {
+    const Tensor &src = *step.src[0], &ids = *step.src[1], &dst = *step.dst;
+    const T value = static_cast<T>(step.arg.i64[0]);
+    RowCursor row(dst, begin);
+    for (int64_t item = begin; item < end; ++item, row.next()) {
+        const uint8_t* index = row.of(ids);
+        uint8_t* to = row.of(dst);
+        std::memmove(to, row.of(src), static_cast<size_t>(dst.ne[0]) * sizeof(T));
+        for (int64_t j = 0; j < ids.ne[0]; ++j) {
+            const int64_t i = index_at<I>(index + j * ids.nb[0]);
+            if (i < 0 || i >= dst.ne[0]) return fail_index(worker, step, &ids, i, dst.ne[0]);
+            std::memcpy(to + i * static_cast<int64_t>(sizeof(T)), &value, sizeof value);
+        }
+    }
+    return true;
+}
+
+// Relies on: src and result of one shape in packed rows, ids [., b, c, d] for [n, b, c, d].
+bool prepare_blend(PlanBuilder& builder, const Tensor& node) {
+    const Tensor &src = *node.src[0], &ids = *node.src[1];
+    const bool single = node.type == TYPE_F32, wide = ids.type == TYPE_I64;
+    if (node.type != src.type || (!single && node.type != TYPE_F16 && node.type != TYPE_BF16) ||
+        (ids.type != TYPE_I32 && !wide))
+        return builder.unsupported(node, "types %s, %s -> %s", type_traits(src.type)->name, type_traits(ids.type)->name,
+                                   type_traits(node.type)->name);
+    const Step::Fn fn = single ? (wide ? run_blend<uint32_t, int64_t> : run_blend<uint32_t, int32_t>)
+                               : (wide ? run_blend<uint16_t, int64_t> : run_blend<uint16_t, int32_t>);
+    const float value = param_f32(node, 0);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (node.type == TYPE_F16) bits = f32_to_f16(value);
+    if (node.type == TYPE_BF16) bits = f32_to_bf16(value);
+    builder.add(fn, node, n_rows(node), n_elements(node) + 4 * n_elements(ids)).arg.i64[0] = bits;
+    return true;
+}
+
 }  // namespace
 
 void register_rows(OpTable& table) {
     table.prepare[OP_GET_ROWS] = prepare_get_rows;
     table.prepare[OP_SET_ROWS] = prepare_set_rows;
+    table.prepare[OP_GATHER] = prepare_gather;
+    table.prepare[OP_BLEND] = prepare_blend;
 }
 
 GGR_KERNELS_END

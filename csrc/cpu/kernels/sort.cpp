@@ -1,97 +1,15 @@
-// ARGSORT and TOP_K of f32 rows.
+// ARGSORT, ARGSORT_THRESH and TOP_K of f32 rows.
 //
-// Both order (value, index) pairs held as one u64 in the worker's own memory: the value's bits mapped so that unsigned
-// order is numeric order, then the index. The order is total, so equal values stay in index order, +0 equals -0, and
-// NaN comes last in either direction; no comparison can contradict another, whatever the bits. Where equal values are
-// to stay in falling index order, the row is read from its end and indices are counted from there. TOP_K gives its k
-// indices best first. Floor: 3 counting passes of 8 bytes each way a row for ARGSORT; one read of the row for TOP_K.
+// All order the pairs of sort_pairs.h in the worker's own memory. Where equal values are to stay in falling index
+// order, the row is read from its end and indices are counted from there. TOP_K gives its k indices best first. Floor:
+// 3 counting passes of 8 bytes each way a row for ARGSORT; one read of the row for TOP_K.
 #include "cpu/elementwise.h"
 #include "cpu/level.h"
-#include "cpu/vmath.h"
+#include "cpu/sort_pairs.h"
 
 GGR_KERNELS_BEGIN
 
 namespace {
-
-using Pair = uint64_t;
-
-inline uint32_t key_of(float value, bool descending) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0xffffffffu;  // no number maps to it in either direction
-    if (bits == 0x80000000u) bits = 0;
-    const uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return descending ? ~key : key;
-}
-inline Pair pair_of(float value, int64_t index, bool descending) {
-    return static_cast<Pair>(key_of(value, descending)) << 32 | static_cast<uint32_t>(index);
-}
-
-void make_pairs(Pair* out, const uint8_t* x, int64_t stride, int64_t n, bool descending) {
-    for (int64_t i = 0; i < n; ++i) out[i] = pair_of(*reinterpret_cast<const float*>(x + i * stride), i, descending);
-}
-
-constexpr int64_t RUN = 16;          // sorted by insertion
-constexpr int64_t RADIX_MIN = 2048;  // from here on three counting passes beat merging
-
-void insertion_sort(Pair* p, int64_t n) {
-    for (int64_t i = 1; i < n; ++i) {
-        const Pair x = p[i];
-        int64_t j = i;
-        for (; j > 0 && p[j - 1] > x; --j) p[j] = p[j - 1];
-        p[j] = x;
-    }
-}
-
-// Returns whichever of the two buffers holds the result.
-Pair* merge_sort(Pair* a, Pair* b, int64_t n) {
-    for (int64_t i = 0; i < n; i += RUN) insertion_sort(a + i, n - i < RUN ? n - i : RUN);
-    for (int64_t width = RUN; width < n; width *= 2) {
-        for (int64_t at = 0; at < n; at += 2 * width) {
-            const int64_t middle = at + width < n ? at + width : n, end = middle + width < n ? middle + width : n;
-            int64_t i = at, j = middle, o = at;
-            while (i < middle && j < end) {
-                const bool second = a[j] < a[i];
-                b[o++] = second ? a[j] : a[i];
-                i += !second;
-                j += second;
-            }
-            while (i < middle) b[o++] = a[i++];
-            while (j < end) b[o++] = a[j++];
-        }
-        Pair* const t = a;
-        a = b;
-        b = t;
-    }
-    return a;
-}
-
-// Three stable passes over 11, 11 and 10 bits of the key; the pairs start in index order.
-Pair* radix_sort(Pair* a, Pair* b, int64_t n) {
-    constexpr int BITS = 11, SIZE = 1 << BITS;
-    uint32_t count[3][SIZE] = {};
-    for (int64_t i = 0; i < n; ++i) {
-        ++count[0][a[i] >> 32 & (SIZE - 1)];
-        ++count[1][a[i] >> (32 + BITS) & (SIZE - 1)];
-        ++count[2][a[i] >> (32 + 2 * BITS)];
-    }
-    for (int pass = 0; pass < 3; ++pass) {
-        const int shift = 32 + pass * BITS;
-        uint32_t sum = 0;
-        for (int d = 0; d < SIZE; ++d) {
-            const uint32_t c = count[pass][d];
-            count[pass][d] = sum;
-            sum += c;
-        }
-        for (int64_t i = 0; i < n; ++i) b[count[pass][a[i] >> shift & (SIZE - 1)]++] = a[i];
-        Pair* const t = a;
-        a = b;
-        b = t;
-    }
-    return a;
-}
-
-Pair* sort_pairs(Pair* a, Pair* b, int64_t n) { return n < RADIX_MIN ? merge_sort(a, b, n) : radix_sort(a, b, n); }
 
 // Short rows (the experts of a router): an element's place is the number of those before it, counted for VL elements at
 // a time: n * n / VL comparisons and no branch. Writes the indices that fall on the first k places.
@@ -121,63 +39,6 @@ void rank_sort(uint8_t* dst, int64_t stride_dst, const uint8_t* x, int64_t strid
     for (int64_t i = 0; i < n; ++i) {
         const int32_t index = static_cast<int32_t>(from_end ? n - 1 - i : i);
         if (ranks[i] < k) std::memcpy(dst + ranks[i] * stride_dst, &index, sizeof index);
-    }
-}
-
-// `end`: indices are counted down from it, or -1.
-void put_indices(uint8_t* dst, int64_t stride, const Pair* pairs, int64_t n, int64_t end) {
-    for (int64_t i = 0; i < n; ++i) {
-        const int32_t at = static_cast<int32_t>(pairs[i] & 0xffffffffu);
-        const int32_t index = end < 0 ? at : static_cast<int32_t>(end) - at;
-        std::memcpy(dst + i * stride, &index, sizeof index);
-    }
-}
-
-// ---- The k first pairs of a row: a heap of the k best so far, its worst on top ----
-
-void sift_down(Pair* heap, int64_t k, int64_t i) {
-    const Pair x = heap[i];
-    for (;;) {
-        int64_t child = 2 * i + 1;
-        if (child >= k) break;
-        if (child + 1 < k && heap[child + 1] > heap[child]) ++child;
-        if (heap[child] <= x) break;
-        heap[i] = heap[child];
-        i = child;
-    }
-    heap[i] = x;
-}
-
-inline float value_of(const float* x, Pair p) { return x[p & 0xffffffffu]; }
-
-// Most of a long row is turned away by one vector comparison with the worst of the k: about one load a vector. `heap`
-// has room for k pairs; they end in order.
-void select_top(Pair* heap, const float* x, int64_t n, int64_t k) {
-    make_pairs(heap, reinterpret_cast<const uint8_t*>(x), sizeof(float), k, true);
-    for (int64_t i = k / 2; i-- > 0;) sift_down(heap, k, i);
-    int64_t i = k;
-    const auto offer = [&](int64_t at) {
-        const Pair p = pair_of(x[at], at, true);
-        if (p < heap[0]) {
-            heap[0] = p;
-            sift_down(heap, k, 0);
-        }
-    };
-    while (i + 4 * VL <= n) {
-        // Not "greater than": were the worst a NaN, all must be looked at.
-        const vf worst = vset(value_of(x, heap[0]));
-        const vi out = (vload(x + i) <= worst) & (vload(x + i + VL) <= worst) & (vload(x + i + 2 * VL) <= worst) &
-                       (vload(x + i + 3 * VL) <= worst);
-        if (vany(~out))
-            for (int64_t j = i; j < i + 4 * VL; ++j) offer(j);
-        i += 4 * VL;
-    }
-    for (; i < n; ++i) offer(i);
-    for (int64_t left = k - 1; left > 0; --left) {  // heap sort: the worst to the end
-        const Pair worst = heap[0];
-        heap[0] = heap[left];
-        heap[left] = worst;
-        sift_down(heap, left, 0);
     }
 }
 
@@ -263,6 +124,19 @@ Reading read_row(const Tensor& x, const Item& item, bool from_end) {
     return from_end ? Reading{row + (x.ne[0] - 1) * x.nb[0], -x.nb[0]} : Reading{row, x.nb[0]};
 }
 
+// ARGSORT_THRESH: from rank params[0] on, entries below params[1] times the largest are not named.
+void drop_small(const Tensor& dst, uint8_t* out, const Reading& in) {
+    const auto value = [&](int32_t i) { return *reinterpret_cast<const float*>(in.first + i * in.stride); };
+    int32_t index;
+    std::memcpy(&index, out, sizeof index);
+    const float least_value = value(index) * param_f32(dst, 1);
+    for (int64_t j = dst.params[0]; j < dst.ne[0]; ++j) {
+        std::memcpy(&index, out + j * dst.nb[0], sizeof index);
+        if (value(index) < least_value) index = -1;
+        std::memcpy(out + j * dst.nb[0], &index, sizeof index);
+    }
+}
+
 // arg: i64[2] descending, i64[7] from the end.
 bool run_ranks(const Step& step, int64_t begin, int64_t end, Worker&) {
     const Tensor &dst = *step.dst, &x = *step.src[0];
@@ -270,8 +144,9 @@ bool run_ranks(const Step& step, int64_t begin, int64_t end, Worker&) {
         const Item item = item_of(step, index);
         const bool from_end = step.arg.i64[7] != 0;
         const Reading row = read_row(x, item, from_end);
-        rank_sort(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], row.first, row.stride, x.ne[0], dst.ne[0],
-                  step.arg.i64[2] != 0, from_end);
+        uint8_t* const out = row_at(dst, item.i1, item.i2, item.i3);
+        rank_sort(out, dst.nb[0], row.first, row.stride, x.ne[0], dst.ne[0], step.arg.i64[2] != 0, from_end);
+        if (dst.op == OP_ARGSORT_THRESH) drop_small(dst, out, row);
     }
     return true;
 }
@@ -293,8 +168,9 @@ bool run(const Step& step, int64_t begin, int64_t end, Worker& worker) {
                 make_pairs(a, in.first, in.stride, n, step.arg.i64[2] != 0);
                 sorted = sort_pairs(a, a + n, n);
             }
-            put_indices(row_at(dst, item.i1, item.i2, item.i3), dst.nb[0], sorted, k,
-                        step.arg.i64[7] != 0 ? n - 1 : -1);
+            uint8_t* const out = row_at(dst, item.i1, item.i2, item.i3);
+            put_indices(out, dst.nb[0], sorted, k, step.arg.i64[7] != 0 ? n - 1 : -1);
+            if (dst.op == OP_ARGSORT_THRESH) drop_small(dst, out, in);
         }
     }
     return true;
@@ -344,6 +220,11 @@ bool prepare_argsort(PlanBuilder& builder, const Tensor& node) {
     return add_step(builder, node, node.params[0] == SORT_DESC, false, 32);
 }
 
+// Relies on: source and result of one shape, params[0] not negative.
+bool prepare_argsort_thresh(PlanBuilder& builder, const Tensor& node) {
+    return check_types(builder, node) && add_step(builder, node, true, false, 32);
+}
+
 // Relies on: dst [k, ne1, ne2, ne3] of the source, 0 < k <= ne0.
 bool prepare_top_k(PlanBuilder& builder, const Tensor& node) {
     if (!check_types(builder, node)) return false;
@@ -359,6 +240,7 @@ bool prepare_top_k(PlanBuilder& builder, const Tensor& node) {
 
 void register_sort(OpTable& table) {
     table.prepare[OP_ARGSORT] = prepare_argsort;
+    table.prepare[OP_ARGSORT_THRESH] = prepare_argsort_thresh;
     table.prepare[OP_TOP_K] = prepare_top_k;
 }
 
