@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 
 from ggml_rpc.devices.cpu import ISA_VARIABLE, levels
-from ggml_rpc.peers.process import PATIENT, ServerProcess
 from ggml_rpc.peers.source import find_source_peer
 from ggml_rpc.spec import dialects
 from tests.graph.examples import EXAMPLES, IK_3_5, Example
+from tests.parity.conftest import Servers
 from tests.parity.contents import contents
 from tests.support.parity import Deviation, compare
 from tests.support.rawclient import RawClient
@@ -29,7 +28,7 @@ PROTOCOL = "ik-3.5.2@2026-04-13"
 DIALECT = dialects.find(PROTOCOL)
 BUFFER_BYTES = 16 << 20
 OPS = {
-    *("FUSED_RMS_NORM", "FUSED_NORM", "FUSED_RMS_RMS_ADD", "FUSED_MUL_UNARY", "SOFTCAP", "SOFT_CAP_MAX", "HADAMARD"),
+    *("FUSED_RMS_NORM", "FUSED_NORM", "FUSED_RMS_RMS_ADD", "FUSED_MUL_UNARY", "SOFTCAP", "HADAMARD"),
     *("GROUPED_TOPK", "ARGSORT_THRESH", "ROPE_CACHE", "ROPE_FAST"),
 }
 SHARED = [e for e in EXAMPLES if e.dialect is IK_3_5 and e.op in OPS]
@@ -37,27 +36,26 @@ SERVER = Path(__file__).parents[1] / "interop" / "server.cpp"
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the endpoint of ik_llama.cpp's server."""
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return ik_llama.cpp's server."""
     peer = find_source_peer(PROTOCOL)
     if peer is None:
         pytest.skip(f"{PROTOCOL} is not built: make interop PROTOCOLS={PROTOCOL}")
-    program = tmp_path_factory.mktemp("ik") / "server"
-    peer.compile(SERVER, program)
-    environment = {**PATIENT, "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1))}
-    server = ServerProcess([str(program)], ["-t", "2"], environment=environment)
-    yield server.endpoint
-    server.stop()
+    target = tmp_path_factory.mktemp("ik") / "server"
+    peer.compile(SERVER, target)
+    return target
 
 
 @pytest.fixture(scope="module", params=levels())
-def ours(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Return the endpoint of our server at one instruction-set level."""
+def pair(request: pytest.FixtureRequest, program: Path) -> Iterator[Servers]:
+    """Return both servers, ours at one instruction-set level."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(ISA_VARIABLE, request.param)
-            server = stack.enter_context(running_server(proto=PROTOCOL, threads=2))
-        yield server.endpoint
+            ours = stack.enter_context(running_server(proto=PROTOCOL, threads=2))
+        both = Servers([str(program)], ours.endpoint)
+        stack.callback(both.stop)
+        yield both
 
 
 def result(endpoint: str, example: Example) -> tuple[Tensor, bytes]:
@@ -75,6 +73,6 @@ def result(endpoint: str, example: Example) -> tuple[Tensor, bytes]:
 
 
 @pytest.mark.parametrize("example", SHARED, ids=lambda e: e.id)
-def test_examples(stock: str, ours: str, hold: Callable[[list[Deviation]], None], example: Example) -> None:
-    node, theirs = result(stock, example)
-    hold([compare(node, result(ours, example)[1], theirs, example.id)])
+def test_examples(pair: Servers, hold: Callable[[list[Deviation]], None], example: Example) -> None:
+    node, theirs = result(pair.stock, example)
+    hold([compare(node, result(pair.ours, example)[1], theirs, example.id)])
