@@ -81,7 +81,7 @@ static inline bool same_layout(const Tensor& a, const Tensor& b) {
     return a.data == b.data && a.type == b.type && same_shape(a, b) && a.nb[0] == b.nb[0] && a.nb[1] == b.nb[1] &&
            a.nb[2] == b.nb[2] && a.nb[3] == b.nb[3];
 }
-// The byte ranges of the two tensors overlap.
+// The byte ranges of the two tensors overlap. A program checks its nodes before it gives them places.
 static inline bool overlap(const Tensor& a, const Tensor& b) {
     if (a.data == nullptr || b.data == nullptr) return false;
     const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);

@@ -58,13 +58,6 @@ uint32_t steering_sources(int32_t op) {
     }
 }
 
-// A program checks its nodes before it gives them places; a parsed node that is not empty always has one.
-bool ranges_meet(const Tensor& a, const Tensor& b) {
-    if (a.data == nullptr || b.data == nullptr) return false;
-    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
-    return a0 < b0 + static_cast<uintptr_t>(extent_bytes(b)) && b0 < a0 + static_cast<uintptr_t>(extent_bytes(a));
-}
-
 // Sources that may be interleaved: weights of products, whose rules ask is_weights.
 uint32_t weight_sources(int32_t op) {
     switch (op) {
@@ -91,7 +84,7 @@ bool check_source(const Tensor& node, int slot, Error* err) {
     REQUIRE(n_elements(s) <= MAX_REPEATED_ELEMENTS || blocks <= extent_bytes(s) / block_bytes(s.type),
             "a source that repeats its memory must not have more than 2^36 elements");
     if ((steering_sources(node.op) >> slot & 1) != 0 && !is_empty(node) && !is_empty(s))
-        REQUIRE(!ranges_meet(node, s), "the result must not overlap the source that steers the op");
+        REQUIRE(!overlap(node, s), "the result must not overlap the source that steers the op");
     return true;
 }
 

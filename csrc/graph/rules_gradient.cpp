@@ -64,12 +64,6 @@ bool cross_entropy_loss_back(const Tensor& node, Error* err) {
     return true;
 }
 
-bool ranges_meet(const Tensor& a, const Tensor& b) {
-    if (a.data == nullptr || b.data == nullptr) return false;  // a program gives places after it checks
-    const uintptr_t a0 = reinterpret_cast<uintptr_t>(a.data), b0 = reinterpret_cast<uintptr_t>(b.data);
-    return a0 < b0 + static_cast<uintptr_t>(extent_bytes(b)) && b0 < a0 + static_cast<uintptr_t>(extent_bytes(a));
-}
-
 // Both optimisers change source 0, whose view the result is; AdamW its moments, sources 2 and 3, too.
 bool opt_step(const Tensor& node, Error* err) {
     const bool adamw = node.op == OP_OPT_STEP_ADAMW;
@@ -83,12 +77,11 @@ bool opt_step(const Tensor& node, Error* err) {
     }
     REQUIRE(is_f32(params) && is_contiguous(params) && n_elements(params) == (adamw ? 7 : 2),
             "the parameters must be seven (AdamW) or two (SGD) contiguous F32");
-    REQUIRE(!ranges_meet(node, params), "the parameters must not overlap the weights");
+    REQUIRE(!overlap(node, params), "the parameters must not overlap the weights");
     if (!adamw) return true;
     const Tensor &m = *node.src[2], &v = *node.src[3];
     REQUIRE(is_contiguous(m) && is_contiguous(v), "the moments, which are written too, must be contiguous");
-    REQUIRE(!ranges_meet(m, node) && !ranges_meet(v, node) && !ranges_meet(m, v) && !ranges_meet(m, params) &&
-                !ranges_meet(v, params),
+    REQUIRE(!overlap(m, node) && !overlap(v, node) && !overlap(m, v) && !overlap(m, params) && !overlap(v, params),
             "weights, moments and parameters must not overlap");
     return true;
 }
