@@ -25,6 +25,8 @@ bool is_sticky(CUresult status) {
            (status >= 709 && status <= 710) || (status >= 714 && status <= 719) || status == 721 || status == 999;
 }
 
+std::atomic<uint64_t> contexts_made{0};
+
 }  // namespace
 
 std::shared_ptr<Context> Gpu::context(Error* err) {
@@ -35,7 +37,8 @@ std::shared_ptr<Context> Gpu::context(Error* err) {
     return current;
 }
 
-Context::Context(Gpu& gpu, CUcontext handle) : gpu_(gpu), driver_(gpu.driver), handle_(handle), staging_(*this) {}
+Context::Context(Gpu& gpu, CUcontext handle)
+    : gpu_(gpu), driver_(gpu.driver), handle_(handle), number_(++contexts_made), staging_(*this) {}
 
 std::shared_ptr<Context> Context::open(Gpu& gpu, Error* err) {
     CUcontext handle = nullptr;
@@ -82,15 +85,41 @@ bool Context::check(CUresult status, const char* what, Error* err) {
 
 bool Context::allocate(uint64_t bytes, const char* what, CUdeviceptr* out, Error* err) {
     size_t free_bytes = 0, total = 0;
-    if (!check(driver_.cuMemGetInfo(&free_bytes, &total), "cuMemGetInfo", err)) return false;
-    CUresult status = CUDA_ERROR_OUT_OF_MEMORY;
-    if (bytes <= free_bytes && RESERVE <= free_bytes - bytes) status = driver_.cuMemAlloc(out, bytes);
+    CUresult status;
+    do {
+        status = CUDA_ERROR_OUT_OF_MEMORY;
+        if (!check(driver_.cuMemGetInfo(&free_bytes, &total), "cuMemGetInfo", err)) return false;
+        if (bytes <= free_bytes && RESERVE <= free_bytes - bytes) status = driver_.cuMemAlloc(out, bytes);
+    } while (status == CUDA_ERROR_OUT_OF_MEMORY && free_given());
     if (status == CUDA_ERROR_OUT_OF_MEMORY)
         return err->fail(Code::memory, "%s: %llu bytes wanted, %llu free on CUDA device %d", what,
                          static_cast<unsigned long long>(bytes),
                          static_cast<unsigned long long>(free_bytes - std::min<uint64_t>(free_bytes, RESERVE)),
                          gpu_.ordinal);
     return check(status, "cuMemAlloc", err);
+}
+
+void Context::give_memory(CUdeviceptr memory, uint64_t bytes) {
+    {
+        const std::lock_guard<std::mutex> lock(given_mutex_);
+        given_.emplace_back(memory, bytes);
+        given_bytes_ += bytes;
+    }
+    if (runs_ == 0) free_given();
+}
+
+bool Context::free_given() {
+    std::vector<std::pair<CUdeviceptr, uint64_t>> given;
+    {
+        const std::lock_guard<std::mutex> lock(given_mutex_);
+        given.swap(given_);
+    }
+    Error ignored = {};  // but not that the context is lost
+    for (const auto& g : given) {
+        check(driver_.cuMemFree(g.first), "cuMemFree", &ignored);
+        given_bytes_ -= g.second;
+    }
+    return !given.empty();
 }
 
 bool Context::take_fault(FaultWord* out, Error* err) {
@@ -160,6 +189,18 @@ bool Context::load(const std::vector<std::pair<uint32_t, uint32_t>>& kernels_and
 CUfunction Context::function(uint32_t kernel) const {
     const std::lock_guard<std::mutex> lock(function_mutex_);
     return functions_[kernel].function;
+}
+
+void Context::reach(const Context& source) {
+    const std::lock_guard<std::mutex> lock(reach_mutex_);
+    if (std::find(reached_.begin(), reached_.end(), source.number_) != reached_.end()) return;
+    reached_.push_back(source.number_);
+    int can = 0;
+    if (gpu_.ordinal == source.gpu_.ordinal ||
+        driver_.cuDeviceCanAccessPeer(&can, gpu_.ordinal, source.gpu_.ordinal) != CUDA_SUCCESS || can == 0)
+        return;
+    Error ignored = {};  // but not that the context is lost
+    check(driver_.cuCtxEnablePeerAccess(source.handle_, 0), "cuCtxEnablePeerAccess", &ignored);
 }
 
 CUgraphExec Context::take_graph(uint64_t key) {

@@ -40,6 +40,15 @@ class Context {
     // Device memory; false with Code::memory when there is not enough.
     bool allocate(uint64_t bytes, const char* what, CUdeviceptr* out, Error* err);
 
+    // Free device memory: at once if no run is under way, for to free waits for all of them; else when the last one is
+    // over, or when an allocation needs it.
+    void give_memory(CUdeviceptr memory, uint64_t bytes);
+    uint64_t given_bytes() const { return given_bytes_.load(std::memory_order_relaxed); }
+    void run_begins() { ++runs_; }
+    void run_ends() {
+        if (--runs_ == 0) free_given();
+    }
+
     // A word that kernels report faults in. The plan that takes it gives it back.
     struct FaultWord {
         Fault* host = nullptr;
@@ -58,10 +67,15 @@ class Context {
     bool captures() const { return captures_.load(std::memory_order_relaxed); }
     void no_captures() { captures_ = false; }
 
+    // Let copies to this context's memory read `source`'s over the link between the GPUs, where there is one: else they
+    // go through the host. The context is current.
+    void reach(const Context& source);
+
     Gpu& gpu() { return gpu_; }
 
   private:
     Context(Gpu& gpu, CUcontext handle);
+    bool free_given();  // false if there was nothing
 
     struct Loaded {
         CUfunction function = nullptr;
@@ -71,15 +85,20 @@ class Context {
     Gpu& gpu_;
     const Driver& driver_;
     const CUcontext handle_;
+    const uint64_t number_;  // of all contexts of this process
     std::atomic<bool> dead_{false};
     std::atomic<bool> captures_{true};
+    std::atomic<int64_t> runs_{0};
+    std::atomic<uint64_t> given_bytes_{0};
     Staging staging_;
-    std::mutex fault_mutex_, load_mutex_, graph_mutex_;
+    std::mutex fault_mutex_, load_mutex_, graph_mutex_, reach_mutex_, given_mutex_;
     mutable std::mutex function_mutex_;
     std::vector<FaultWord> faults_;
     std::vector<void*> fault_blocks_;
     std::vector<Loaded> functions_;
     std::vector<std::pair<uint64_t, CUgraphExec>> graphs_;
+    std::vector<uint64_t> reached_;                        // numbers of contexts
+    std::vector<std::pair<CUdeviceptr, uint64_t>> given_;  // and bytes
 };
 
 }  // namespace cuda

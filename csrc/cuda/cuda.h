@@ -29,6 +29,8 @@ CudaGpu* cuda_open(const cuda::Driver* driver, int ordinal, const CudaOwner& own
 void cuda_close(CudaGpu*);
 // Leave an op to the CPU: to find out whether its kernel is to blame, and for tests. Before the first plan.
 void cuda_leave(CudaGpu*, int32_t op);
+// How many bytes of copies of weights may stay on the host for nodes that run on the CPU. Before the first plan.
+void cuda_keep(CudaGpu*, uint64_t bytes);
 Device* cuda_device(CudaGpu*, const char* name, const char* description);
 void cuda_free_device(Device*);
 const cuda::Hardware* cuda_hardware(const CudaGpu*);
@@ -39,6 +41,7 @@ struct CudaCounts {
     uint64_t graph_updates;   // of captured graphs whose addresses changed
     uint64_t cpu_nodes;       // that ran on the CPU
     uint64_t contexts;        // made so far: more than one after a sticky error
+    uint64_t kept_bytes;      // of copies of weights on the host
 };
 CudaCounts cuda_counts(const CudaGpu*);
 

@@ -1,4 +1,6 @@
 // The CUDA device behind the device interface.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -8,6 +10,7 @@
 #include "cuda/gpu.h"
 #include "cuda/memory.h"
 #include "cuda/queue.h"
+#include "graph/effects.h"
 #include "graph/graph.h"
 
 namespace ggr {
@@ -40,6 +43,16 @@ bool list_buffers(const Graph& graph, const Device* device, CudaPlan* plan, Erro
     }
     if (plan->context == nullptr) plan->context = gpu.context(err);
     return plan->context != nullptr && plan->context->enter(err);
+}
+
+// Buffers that some node writes.
+void list_written(const Graph& graph, CudaPlan* plan) {
+    for (uint32_t i = 0; i < graph.n_nodes; ++i)
+        for_each_written(*graph.nodes[i], [&](const Tensor& t) {
+            const auto known = std::find(plan->written.begin(), plan->written.end(), t.buffer);
+            const bool ours = std::find(plan->buffers.begin(), plan->buffers.end(), t.buffer) != plan->buffers.end();
+            if (ours && known == plan->written.end()) plan->written.push_back(t.buffer);
+        });
 }
 
 // Count what is left to the CPU, and say so the first time.
@@ -84,7 +97,9 @@ Plan* compile(Device* d, Graph* graph, Error* err) {
     PlanBuilder(*graph, gpu.ops, gpu.hardware, gpu.kernels, plan->fault.device).build(&plan->data);
     plan->scratch_at = plan->data.scratch_base;
     note_fallbacks(*graph, plan->data, gpu);
-    if (!load_kernels(plan.get(), err) || !plan->fallback.build(*graph, plan->data, gpu.cpu, err)) return nullptr;
+    list_written(*graph, plan.get());
+    if (!load_kernels(plan.get(), err) || !plan->fallback.build(*graph, plan->data, gpu, plan->written, err))
+        return nullptr;
     return reinterpret_cast<Plan*>(plan.release());
 }
 
@@ -115,6 +130,9 @@ OpTable op_table() {
     for (size_t i = 0; i < n; ++i) list[i].enter(out);
     return out;
 }
+
+// Part of the host's memory that copies of weights may take for the nodes of one GPU that run on the CPU.
+constexpr uint64_t KEPT_PART = 4;
 
 // Attributes of CU_DEVICE_ATTRIBUTE_*.
 constexpr int MULTIPROCESSORS = 16, L2_BYTES = 38, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, SHARED_OPTIN = 97;
@@ -160,11 +178,16 @@ CudaGpu* cuda_open(const Driver* driver, int ordinal, const CudaOwner& owner, De
     gpu->cpu = cpu;
     gpu->graph_timeout_ns = graph_timeout_ns;
     gpu->ops = op_table();
+    gpu->ops_of = &CUDA_OPS;
+    const int64_t pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    gpu->keep_at_most = static_cast<uint64_t>(std::max<int64_t>(0, pages) * page_bytes) / KEPT_PART;
     if (!read_hardware(gpu->driver, ordinal, &gpu->hardware, err) || gpu->context(err) == nullptr) return nullptr;
     return gpu.release();
 }
 
 void cuda_close(CudaGpu* gpu) { delete gpu; }
+
+void cuda_keep(CudaGpu* gpu, uint64_t bytes) { gpu->keep_at_most = bytes; }
 
 void cuda_leave(CudaGpu* gpu, int32_t op) {
     if (op < 0 || op >= OP_COUNT_) return;
@@ -186,7 +209,7 @@ void cuda_free_device(Device* d) { delete reinterpret_cast<CudaDevice*>(d); }
 const Hardware* cuda_hardware(const CudaGpu* gpu) { return &gpu->hardware; }
 
 CudaCounts cuda_counts(const CudaGpu* gpu) {
-    return {gpu->launches, gpu->graph_launches, gpu->graph_updates, gpu->cpu_nodes, gpu->contexts};
+    return {gpu->launches, gpu->graph_launches, gpu->graph_updates, gpu->cpu_nodes, gpu->contexts, gpu->kept_bytes};
 }
 
 void cuda_plan_counts(const Plan* plan, uint32_t* launches, uint32_t* cpu_nodes) {

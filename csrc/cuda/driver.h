@@ -2,7 +2,8 @@
 // is compiled or linked against CUDA, and by the emulator of the tests, which runs kernels on the host.
 //
 // Names, arguments and status codes are those of the CUDA Driver API (docs.nvidia.com/cuda/cuda-driver-api), with the
-// suffixes of its ABI (_v2, ...) left out.
+// suffixes of its ABI (_v2, ...) left out. Instantiation goes by the name that has one form only: cuGraphInstantiate is
+// what headers rename, and asked for by that name a driver may give the form of CUDA 11, which takes five arguments.
 #pragma once
 
 #include <cstddef>
@@ -34,6 +35,8 @@ constexpr CUresult CUDA_ERROR_NOT_READY = 600;
     X(cuDeviceTotalMem, (size_t*, CUdevice))                                                                        \
     X(cuCtxCreate, (CUcontext*, unsigned, CUdevice))                                                                \
     X(cuCtxDestroy, (CUcontext))                                                                                    \
+    X(cuDeviceCanAccessPeer, (int*, CUdevice, CUdevice))                                                            \
+    X(cuCtxEnablePeerAccess, (CUcontext, unsigned))                                                                 \
     X(cuCtxSetCurrent, (CUcontext))                                                                                 \
     X(cuMemGetInfo, (size_t*, size_t*))                                                                             \
     X(cuMemAlloc, (CUdeviceptr*, size_t))                                                                           \
@@ -64,7 +67,7 @@ constexpr CUresult CUDA_ERROR_NOT_READY = 600;
     X(cuFuncSetAttribute, (CUfunction, int, int))                                                                   \
     X(cuLaunchKernel,                                                                                               \
       (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
-    X(cuGraphInstantiate, (CUgraphExec*, CUgraph, unsigned long long))                                              \
+    X(cuGraphInstantiateWithFlags, (CUgraphExec*, CUgraph, unsigned long long))                                     \
     X(cuGraphExecUpdate, (CUgraphExec, CUgraph, void*))                                                             \
     X(cuGraphLaunch, (CUgraphExec, CUstream))                                                                       \
     X(cuGraphDestroy, (CUgraph))                                                                                    \

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "cuda/gpu.h"
+#include "cuda/memory.h"
 #include "graph/effects.h"
 #include "graph/graph.h"
 
@@ -49,6 +51,7 @@ const Tensor* root_that_is_read(const Tensor& node, const Tensor& src) {
 struct Layout {
     Ranges touched, written;
     std::vector<uint64_t> offsets;  // of `touched`
+    std::vector<Kept> kept;
     uint64_t bytes = 0;
 
     uint64_t offset(uint64_t address) const {
@@ -58,14 +61,35 @@ struct Layout {
         const size_t i = static_cast<size_t>(after - touched.begin()) - 1;
         return address < touched[i].end ? offsets[i] + (address - touched[i].begin) : 0;
     }
+    uint8_t* place(uint64_t address, uint8_t* host) const {
+        for (const Kept& k : kept)
+            if (address >= k.range->device && address - k.range->device < k.range->bytes)
+                return k.range->host + (address - k.range->device);
+        return host + offset(address);
+    }
 };
+
+// The kept copy of a range, found or made; false if there is no room for it.
+bool keep(const Range& r, Buffer* buffer, Gpu& gpu, std::vector<Kept>* out) {
+    std::weak_ptr<KeptRange>& slot = state_of(*buffer).kept[{r.begin, r.end}];
+    std::shared_ptr<KeptRange> range = slot.lock();
+    if (range == nullptr) range = KeptRange::make(r.begin, r.end - r.begin, gpu.kept_bytes, gpu.keep_at_most);
+    if (range == nullptr) return false;
+    slot = range;
+    out->push_back({std::move(range), buffer});
+    return true;
+}
 
 // All that is written is read too: what an op leaves as it is (gaps of a view, rows of no expert, slots of states that
 // are not there) is copied back as it was.
-Layout lay_out(const Graph& graph, const uint32_t* nodes, uint32_t n) {
+Layout lay_out(const Graph& graph, const uint32_t* nodes, uint32_t n, Gpu& gpu, const std::vector<Buffer*>& changing) {
     Layout out;
+    std::unordered_map<Buffer*, Ranges> constant;
     const auto touches = [&](const Tensor& t) {
-        if (t.data != nullptr) out.touched.push_back(range_of(t));
+        if (t.data == nullptr) return;
+        const bool stays = t.buffer != nullptr && t.buffer->state != nullptr && t.buffer->device->ops == gpu.ops_of &&
+                           std::find(changing.begin(), changing.end(), t.buffer) == changing.end();
+        (stays ? constant[t.buffer] : out.touched).push_back(range_of(t));
     };
     for (uint32_t k = 0; k < n; ++k) {
         const Tensor& node = *graph.nodes[nodes[k]];
@@ -76,6 +100,11 @@ Layout lay_out(const Graph& graph, const uint32_t* nodes, uint32_t n) {
         }
         touches(node);
         for_each_written(node, [&](const Tensor& t) { out.written.push_back(range_of(t)); });
+    }
+    for (auto& c : constant) {
+        join(c.second);
+        for (const Range& r : c.second)
+            if (!keep(r, c.first, gpu, &out.kept)) out.touched.push_back(r);
     }
     join(out.touched);
     join(out.written);
@@ -133,7 +162,7 @@ class PartGraph {
         const Tensor& t = *entry.tensor;
         *out = t;
         out->buffer = nullptr;
-        out->data = t.data == nullptr ? nullptr : host_ + layout_.offset(reinterpret_cast<uint64_t>(t.data));
+        out->data = t.data == nullptr ? nullptr : layout_.place(reinterpret_cast<uint64_t>(t.data), host_);
         const auto here = [&](const Tensor* other) -> const Tensor* {
             const auto at = other == nullptr ? index_.end() : index_.find(other);
             return at == index_.end() ? nullptr : &tensors[at->second];
@@ -160,12 +189,31 @@ class PartGraph {
 
 }  // namespace
 
-bool Fallback::build(const Graph& graph, const PlanData& data, Device* cpu, Error* err) {
+std::shared_ptr<KeptRange> KeptRange::make(uint64_t device, uint64_t bytes, std::atomic<uint64_t>& total,
+                                           uint64_t most) {
+    if (total.fetch_add(bytes) + bytes <= most) {
+        if (void* memory = std::malloc(bytes + CONGRUENCE + SLACK_BYTES)) {
+            uint8_t* begin = static_cast<uint8_t*>(memory);
+            uint8_t* host = begin + (device - reinterpret_cast<uint64_t>(begin)) % CONGRUENCE;
+            return std::shared_ptr<KeptRange>(new KeptRange{device, bytes, host, 0, memory, total});
+        }
+    }
+    total -= bytes;
+    return nullptr;
+}
+KeptRange::~KeptRange() {
+    std::free(memory);
+    total -= bytes;
+}
+
+bool Fallback::build(const Graph& graph, const PlanData& data, Gpu& gpu, const std::vector<Buffer*>& changing,
+                     Error* err) {
+    Device* cpu = gpu.cpu;
     std::vector<Layout> layouts;
     uint64_t most = 0;
     for (const Part& part : data.parts) {
         if (!part.on_cpu) continue;
-        layouts.push_back(lay_out(graph, &data.cpu_nodes[part.begin], part.end - part.begin));
+        layouts.push_back(lay_out(graph, &data.cpu_nodes[part.begin], part.end - part.begin, gpu, changing));
         most = std::max(most, layouts.back().bytes + CONGRUENCE);
     }
     if (layouts.empty()) return true;
@@ -181,6 +229,7 @@ bool Fallback::build(const Graph& graph, const PlanData& data, Device* cpu, Erro
         CpuPart& out = parts.back();
         out.plan = cpu->ops->compile(cpu, own, err);
         if (out.plan == nullptr) return false;
+        out.kept = layout.kept;
         for (const Range& r : layout.touched) out.in.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
         for (const Range& r : layout.written) out.out.push_back({r.begin, layout.offset(r.begin), r.end - r.begin});
     }

@@ -25,6 +25,9 @@ struct Gpu {
     Hardware hardware;
     OpTable ops;
     KernelTable kernels;
+    const DeviceOps* ops_of = nullptr;    // of its devices
+    uint64_t keep_at_most = 0;            // bytes of copies on the host
+    std::atomic<uint64_t> kept_bytes{0};  // of them there are
 
     std::mutex mutex;  // of what follows
     std::shared_ptr<Context> current;

@@ -103,7 +103,7 @@ void release(Device*, Buffer* b) {
     if (context->enter(&ignored)) {
         forget_ahead(s);
         if (s.mapped != nullptr) context->staging().give(s.mapped);
-        context->driver().cuMemFree(address(*b, 0));  // waits for what is under way
+        context->give_memory(address(*b, 0), b->size + SLACK_BYTES);
     }
     delete &s;
     b->state = nullptr;
@@ -116,6 +116,7 @@ uint8_t* map(Device*, Buffer* b, uint64_t offset, uint64_t length, bool write, u
     Staging& staging = s.context->staging();
     *mapped = std::min(length, CHUNK_BYTES);
     if (write) {
+        ++s.version;
         forget_ahead(s);
         s.mapped = staging.take(err);
         return s.mapped == nullptr ? nullptr : s.mapped->host;
@@ -158,6 +159,7 @@ bool fill(Device*, Buffer* b, uint64_t offset, uint64_t length, uint8_t value, E
     if (length == 0) return true;
     if (!enter(*b, err)) return false;
     BufferState& s = state_of(*b);
+    ++s.version;
     forget_ahead(s);
     const uint64_t number = s.context->staging().fill(address(*b, offset), value, length, err);
     if (number != 0) s.last_write = number;
@@ -170,6 +172,7 @@ bool copy(Device*, const Buffer* src, uint64_t src_offset, Buffer* dst, uint64_t
     if (!enter(*src, err) || !enter(*dst, err)) return false;
     BufferState &from = state_of(*src), &to = state_of(*dst);
     Context& context = *to.context;
+    ++to.version;
     forget_ahead(to);
     const CUdeviceptr a = address(*src, src_offset), b = address(*dst, dst_offset);
     uint64_t number = 0;
@@ -181,6 +184,7 @@ bool copy(Device*, const Buffer* src, uint64_t src_offset, Buffer* dst, uint64_t
             !from.context->check(context.driver().cuStreamSynchronize(staging.uploads()), "an upload", err) ||
             !context.enter(err))
             return false;
+        context.reach(*from.context);
         number = context.staging().copy_from(b, *from.context, a, length, err);
         if (number == 0 ||
             !context.check(context.driver().cuStreamSynchronize(context.staging().uploads()), "a copy", err))
@@ -206,7 +210,8 @@ void memory(Device* d, uint64_t* free_bytes, uint64_t* total_bytes) {
     if (context == nullptr || !context->enter(&ignored) ||
         !context->check(context->driver().cuMemGetInfo(&free_now, &total), "cuMemGetInfo", &ignored))
         return;
-    *free_bytes = free_now - std::min<uint64_t>(free_now, NOT_OFFERED);
+    const uint64_t soon = free_now + context->given_bytes();
+    *free_bytes = soon - std::min(soon, NOT_OFFERED);
     *total_bytes = total;
 }
 

@@ -3,10 +3,13 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
+#include <utility>
 
 #include "core/device.h"
 #include "cuda/context.h"
+#include "cuda/fallback.h"
 
 namespace ggr {
 namespace cuda {
@@ -14,8 +17,10 @@ namespace cuda {
 // Buffer::state. One session uses it, a command at a time.
 struct BufferState {
     std::shared_ptr<Context> context;
-    uint64_t last_write = 0;      // number of the last upload (or fill, copy) to it
-    Chunk* mapped = nullptr;      // that the caller of map() holds
+    uint64_t last_write = 0;  // number of the last upload (or fill, copy) to it
+    uint64_t version = 1;     // of the contents: raised by whatever writes them
+    std::map<std::pair<uint64_t, uint64_t>, std::weak_ptr<KeptRange>> kept;  // copies on the host: begin and end
+    Chunk* mapped = nullptr;                                                 // that the caller of map() holds
     std::deque<Chunk*> ahead;     // downloads under way of what a reader will want next
     uint64_t next = 0;            // where the first of them begins
     uint64_t asked = 0, end = 0;  // up to where downloads were started, and what the reader wants in all

@@ -98,6 +98,7 @@ CudaQueue::~CudaQueue() {
     if (alive && stream_ != nullptr) context_->check(d.cuStreamSynchronize(stream_), "a run", &ignored);
     for (const Run& run : flying_) {
         run.plan->faultless(&ignored);  // nobody asks any more
+        if (alive) context_->run_ends();
         events_.push_back(run.event);
     }
     if (!alive) return;  // all of it goes with the context
@@ -113,6 +114,10 @@ uint64_t CudaQueue::submit(CudaPlan& plan, Error* err) {
         forget_ahead(s);
         uploads = std::max(uploads, s.last_write);
     }
+    std::vector<uint64_t> versions;
+    for (const CpuPart& part : plan.fallback.parts)
+        for (const Kept& k : part.kept) versions.push_back(state_of(*k.buffer).version);
+    for (Buffer* b : plan.written) ++state_of(*b).version;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (error_.code != Code::ok) {
         *err = error_;
@@ -122,7 +127,7 @@ uint64_t CudaQueue::submit(CudaPlan& plan, Error* err) {
     if (completed_ == submitted_) begun_ = Clock::now();
     if (plan.on_cpu() || working_ || !waiting_.empty()) {
         if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
-        waiting_.push_back({&plan, number, uploads});
+        waiting_.push_back({&plan, number, uploads, std::move(versions)});
         orders_.notify_one();
     } else {
         bool ok = prepare(plan, uploads, err);
@@ -212,28 +217,36 @@ bool CudaQueue::launch_captured(CudaPlan& plan, size_t index, CudaPlan::Captured
             if (graph != nullptr) d.cuGraphDestroy(graph);
             return false;
         }
-        if (!context_->check(ended, "cuStreamEndCapture", err)) return false;
+        if (ended != CUDA_SUCCESS) return without_graph(plan, part, ended, "cuStreamEndCapture", err);
         uint64_t result[8] = {};  // CUgraphExecUpdateResultInfo, and room
         if (c.exec != nullptr) {
             if (d.cuGraphExecUpdate(c.exec, graph, result) == CUDA_SUCCESS) {
                 ++gpu_.graph_updates;
-                c.current = true;
             } else {
                 d.cuGraphExecDestroy(c.exec);
                 c.exec = nullptr;
             }
         }
         CUresult made = CUDA_SUCCESS;
-        if (c.exec == nullptr) made = d.cuGraphInstantiate(&c.exec, graph, 0);
+        if (c.exec == nullptr) made = d.cuGraphInstantiateWithFlags(&c.exec, graph, 0);
         d.cuGraphDestroy(graph);
         if (made != CUDA_SUCCESS) {
             c.exec = nullptr;
-            return context_->check(made, "cuGraphInstantiate", err);
+            return without_graph(plan, part, made, "cuGraphInstantiateWithFlags", err);
         }
         c.current = true;
     }
     ++gpu_.graph_launches;
     return context_->check(d.cuGraphLaunch(c.exec, stream_), "cuGraphLaunch", err);
+}
+
+// No graph could be made, for want of memory say: the launches go out one by one, unless the context is lost.
+bool CudaQueue::without_graph(CudaPlan& plan, const Part& part, CUresult status, const char* what, Error* err) {
+    context_->check(status, what, err);
+    if (context_->dead()) return false;
+    err->clear();
+    if (status != CUDA_ERROR_OUT_OF_MEMORY) context_->no_captures();
+    return launch_all(plan, part, err);
 }
 
 bool CudaQueue::depart(CudaPlan& plan, uint64_t number, Error* err) {
@@ -246,6 +259,7 @@ bool CudaQueue::depart(CudaPlan& plan, uint64_t number, Error* err) {
         return false;
     }
     flying_.push_back({&plan, number, event});
+    context_->run_begins();
     return context_->check(d.cuEventRecord(event, stream_), "cuEventRecord", err);
 }
 
@@ -262,6 +276,7 @@ void CudaQueue::land() {
         const CUresult status = gpu_.driver.cuEventQuery(run.event);
         if (status == CUDA_ERROR_NOT_READY) return;
         flying_.pop_front();
+        context_->run_ends();
         events_.push_back(run.event);
         completed_ = run.number;
         begun_ = Clock::now();

@@ -28,6 +28,7 @@ struct CudaPlan {
     PlanData data;
     std::vector<CUfunction> functions;  // of the launches
     std::vector<Buffer*> buffers;       // that the graph names
+    std::vector<Buffer*> written;       // those that it writes
     Fallback fallback;
     Context::FaultWord fault;
 
@@ -67,7 +68,8 @@ class CudaQueue {
     struct Order {  // to the thread
         CudaPlan* plan;
         uint64_t number;
-        uint64_t uploads;  // that come before it
+        uint64_t uploads;                // that come before it
+        std::vector<uint64_t> versions;  // of the buffers of what the parts keep, one after the other
     };
     struct Run {  // on its way on the stream
         CudaPlan* plan;
@@ -81,13 +83,14 @@ class CudaQueue {
     bool launch_part(CudaPlan& plan, size_t part, Error* err);
     bool launch_all(CudaPlan& plan, const Part& part, Error* err);
     bool launch_captured(CudaPlan& plan, size_t part, CudaPlan::Captured& captured, Error* err);
+    bool without_graph(CudaPlan& plan, const Part& part, CUresult status, const char* what, Error* err);
     bool depart(CudaPlan& plan, uint64_t number, Error* err);  // with mutex_ held
     void land();                                               // with mutex_ held
     void fail(const Error& err);                               // with mutex_ held
 
     void work();
     bool run(const Order& order, Error* err);
-    bool run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err);
+    bool run_on_cpu(CudaPlan& plan, CpuPart& part, const uint64_t* versions, Error* err);
     bool fetch(const std::vector<HostCopy>& copies, uint8_t* host, Error* err);
     bool store(const std::vector<HostCopy>& copies, const uint8_t* host, Error* err);
     bool await(CUevent event, Error* err);

@@ -21,7 +21,7 @@ void CudaQueue::work() {
     for (;;) {
         orders_.wait(lock, [&] { return stop_ || !waiting_.empty(); });
         if (stop_) return;
-        const Order order = waiting_.front();
+        const Order order = std::move(waiting_.front());
         waiting_.pop_front();
         if (error_.code != Code::ok) continue;
         working_ = true;
@@ -43,14 +43,16 @@ void CudaQueue::work() {
 bool CudaQueue::run(const Order& order, Error* err) {
     CudaPlan& plan = *order.plan;
     if (!prepare(plan, order.uploads, err)) return false;
-    size_t next = 0;
+    size_t next = 0, first_version = 0;
     for (size_t i = 0; i < plan.data.parts.size(); ++i) {
         const Part& part = plan.data.parts[i];
         if (cancelled_.load(std::memory_order_relaxed))
             return err->fail(Code::cancelled, "GRAPH_COMPUTE: the run was cancelled");
         if (part.on_cpu) {
             gpu_.cpu_nodes += part.end - part.begin;
-            if (!run_on_cpu(plan, plan.fallback.parts[next++], err)) return false;
+            CpuPart& cpu_part = plan.fallback.parts[next++];
+            if (!run_on_cpu(plan, cpu_part, order.versions.data() + first_version, err)) return false;
+            first_version += cpu_part.kept.size();
         } else if (!launch_part(plan, i, err)) {
             return false;
         }
@@ -165,9 +167,16 @@ bool CudaQueue::store(const std::vector<HostCopy>& copies, const uint8_t* host, 
     return ok;
 }
 
-bool CudaQueue::run_on_cpu(CudaPlan& plan, CpuPart& part, Error* err) {
+bool CudaQueue::run_on_cpu(CudaPlan& plan, CpuPart& part, const uint64_t* versions, Error* err) {
     Device* cpu = gpu_.cpu;
     uint8_t* host = plan.fallback.memory.data;
+    for (size_t i = 0; i < part.kept.size(); ++i) {
+        KeptRange& range = *part.kept[i].range;
+        if (range.version == versions[i]) continue;
+        range.version = 0;
+        if (!fetch({{range.device, 0, range.bytes}}, range.host, err)) return false;
+        range.version = versions[i];
+    }
     // A value that an earlier kernel found illegal must not be computed with.
     if (!fetch(part.in, host, err) || !plan.faultless(err)) return false;
     if (cpu_queue_ == nullptr) cpu_queue_ = cpu->ops->open_queue(cpu, err);

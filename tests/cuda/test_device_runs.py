@@ -14,7 +14,7 @@ from tests.cuda.host.bench import Bench
 from tests.cuda.host.device import EmulatedDriver
 from tests.support.wiretensor import Tensor
 
-OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, CAPTURE_UNSUPPORTED = 2, 700, 900
 SHAPE = (3, 40)
 LEFT = "CUMSUM"  # to the CPU
 
@@ -67,10 +67,13 @@ def test_the_second_run_is_one_graph_and_other_addresses_update_it(driver: Emula
     np.testing.assert_allclose(again.read(nodes[-1]), 11 * values(1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("function", ["cuStreamBeginCapture", "cuGraphExecUpdate"])
-def test_without_graphs_runs_are_the_same(driver: EmulatedDriver, function: str) -> None:
+@pytest.mark.parametrize("code", [OUT_OF_MEMORY, CAPTURE_UNSUPPORTED])
+@pytest.mark.parametrize(
+    "function", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphExecUpdate"]
+)
+def test_without_graphs_runs_are_the_same(driver: EmulatedDriver, function: str, code: int) -> None:
     device = driver.device()
-    driver.inject(function, 900, times=100)
+    driver.inject(function, code, times=100)
     for seed in range(3):
         bench = Bench(device, 1 << 20)
         x = bench.put(values(seed))
@@ -181,6 +184,15 @@ def test_an_error_of_the_context_ends_its_sessions_only(driver: EmulatedDriver) 
     nodes = chain(after, after.put(values()), 2)
     after.run(*nodes)
     np.testing.assert_allclose(after.read(nodes[-1]), 3 * values(), rtol=1e-6)
+
+
+def test_an_error_that_ends_the_context_is_not_taken_for_the_want_of_a_graph(driver: EmulatedDriver) -> None:
+    bench = Bench(driver.device(), 1 << 20)
+    plan = bench.compile(chain(bench, bench.put(values()), 5))
+    plan.run()
+    driver.inject("cuGraphInstantiateWithFlags", ILLEGAL_ADDRESS, sticky=True)
+    with pytest.raises(DeviceError, match=r"cuGraphInstantiateWithFlags failed: an illegal memory access"):
+        plan.run()
 
 
 def test_a_lost_context_that_nobody_noticed_does_not_hurt_the_next_session(driver: EmulatedDriver) -> None:

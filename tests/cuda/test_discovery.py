@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from ggml_rpc.devices import cuda
 from ggml_rpc.devices.cuda import driver as discovery
 from ggml_rpc.devices.cuda.programs import source_folder
 from ggml_rpc.errors import DeviceError
+from tests.cuda.driver_api import FORMS, declared, form
 
 
 def machine(**changes: Any) -> tuple[Any, Any]:
@@ -98,8 +100,32 @@ def test_finds_what_can_be_used() -> None:
     ]
     assert found.reason == ""
     assert list(found.table) == [0x1001 + i for i in range(len(cuda.driver_functions()))]
-    # cuCtxCreate has had other arguments since 11.4.
-    assert driver.asked == {name: 3020 if name == "cuCtxCreate" else 12000 for name in cuda.driver_functions()}
+    # What a driver gives for the version that is asked for takes the arguments that are declared.
+    assert list(driver.asked) == cuda.driver_functions() == list(declared())
+    for name, version in driver.asked.items():
+        assert form(name, version) == declared()[name], name
+
+
+def test_forms_that_came_later_are_told_apart() -> None:
+    """The table of forms is what the test above relies on."""
+    assert form("cuCtxCreate", 12000) == "ppiii"
+    assert form("cuCtxCreate", 13000) == "ppii"
+    assert form("cuGraphInstantiate", 12000) == "ppppl"
+    assert form("cuMemAlloc", 3010) == "pi"
+    assert form("cuGraphLaunch", 9000) is None
+
+
+def test_the_forms_are_those_of_an_installed_toolkit() -> None:
+    headers = sorted(Path("/usr/local").glob("cuda*/include/cudaTypedefs.h"))
+    if not headers:
+        pytest.skip("no CUDA toolkit is installed")
+    text = headers[-1].read_text()
+    for name, forms in FORMS.items():
+        found = {
+            int(version): 1 + arguments.count(",")
+            for version, arguments in re.findall(rf"PFN_{name}_v(\d+)\)\(([^;]*)\);", text)
+        }
+        assert {version: len(kinds) for version, kinds in forms.items()} == found, name
 
 
 NONE = "no CUDA devices: no NVIDIA driver is installed (libcuda.so.1 cannot be loaded)"

@@ -16,6 +16,7 @@ PLANTED = Path(__file__).parent / "kernels" / "planted.cu"
 Args = args_struct("Args", ("from_", ctypes.c_void_p), ("to", ctypes.c_void_p), ("n", ctypes.c_int32))
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 0, 1, 2, 201, 400, 600
 ILLEGAL_ADDRESS, CAPTURE_UNSUPPORTED, UPDATE_FAILURE = 700, 900, 910
+INVALID_DEVICE, PEER_ALREADY_ENABLED = 101, 704
 
 
 class Gpu:
@@ -140,7 +141,7 @@ def test_a_captured_graph_runs_when_it_is_launched_and_can_be_updated(gpu: Gpu) 
     function = gpu.function("reverse<NONE>")
     graph = captured(gpu, function, x, y)
     assert gpu.driver.counts().launches == 0
-    made = gpu.made("cuGraphInstantiate", graph, ctypes.c_ulonglong(0))
+    made = gpu.made("cuGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
     assert gpu("cuGraphLaunch", made, gpu.stream) == SUCCESS
     result = ctypes.create_string_buffer(24)
     assert gpu("cuGraphExecUpdate", made, captured(gpu, function, y, z), ctypes.pointer(result)) == SUCCESS
@@ -240,6 +241,80 @@ def test_shared_memory_beyond_48_KiB_is_asked_for(gpu: Gpu) -> None:
     assert gpu.launch(function, x, y, 128, shared=50_000) == SUCCESS
     assert gpu("cuFuncSetAttribute", function, ctypes.c_int(8), ctypes.c_int(240_000)) == INVALID_VALUE
     assert gpu.launch(function, x, y, 128, threads=2048) == INVALID_VALUE
+
+
+def test_more_threads_than_the_kernels_bound_are_refused(gpu: Gpu) -> None:
+    x, y = gpu.memory(256), gpu.memory(256)
+    assert gpu.launch(gpu.function("reverse<NONE>"), x, y, 128, threads=256) == INVALID_VALUE
+    assert "reverse<NONE>: 256 threads a block, its bound is 128" in gpu.driver.misuse()
+
+
+@pytest.mark.parametrize(("capability", "most"), [(75, 64), (80, 163), (86, 99), (90, 227), (120, 99)])
+def test_shared_memory_is_that_of_the_architecture(capability: int, most: int) -> None:
+    gpu = Gpu(capability=capability)
+    function = gpu.function("reverse<NONE>")
+    for kib, status in ((most, SUCCESS), (most + 1, INVALID_VALUE)):
+        assert gpu("cuFuncSetAttribute", function, ctypes.c_int(8), ctypes.c_int(kib << 10)) == status
+    gpu.driver.misuse()
+
+
+def test_what_may_wait_spoils_a_capture_that_is_not_relaxed(gpu: Gpu) -> None:
+    address = ctypes.c_uint64()
+    event = gpu.made("cuEventCreate", ctypes.c_uint(2))
+    for mode, status in ((0, CAPTURE_UNSUPPORTED), (1, CAPTURE_UNSUPPORTED), (2, SUCCESS)):
+        for name, *args in (
+            ("cuMemAlloc", ctypes.pointer(address), ctypes.c_size_t(64)),
+            ("cuEventQuery", event),
+        ):
+            assert gpu("cuStreamBeginCapture", gpu.stream, ctypes.c_int(mode)) == SUCCESS
+            assert gpu(name, *args) == status
+            out = ctypes.c_void_p()
+            assert (gpu("cuStreamEndCapture", gpu.stream, ctypes.pointer(out)) == SUCCESS) == (status == SUCCESS)
+    assert gpu("cuStreamBeginCapture", gpu.stream, ctypes.c_int(3)) == INVALID_VALUE
+    assert "while a stream is being captured" in gpu.driver.misuse()
+
+
+def test_flags_that_do_not_exist_are_refused(gpu: Gpu) -> None:
+    out = ctypes.c_void_p()
+    graph = captured(gpu, gpu.function("reverse<NONE>"), gpu.memory(128), gpu.memory(128))
+    plain, _ = gpu.pinned(1)
+    host = gpu.made("cuMemHostAlloc", ctypes.c_size_t(64), ctypes.c_uint(0))
+    event = gpu.made("cuEventCreate", ctypes.c_uint(0))
+    for name, *args in (
+        ("cuCtxCreate", ctypes.c_uint(0x100), ctypes.c_int(0)),
+        ("cuStreamCreate", ctypes.c_uint(2)),
+        ("cuEventCreate", ctypes.c_uint(8)),
+        ("cuMemHostAlloc", ctypes.c_size_t(64), ctypes.c_uint(8)),
+        ("cuMemHostGetDevicePointer", plain, ctypes.c_uint(1)),
+        ("cuMemHostGetDevicePointer", host, ctypes.c_uint(0)),  # not allocated to have one
+        ("cuGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(16)),
+    ):
+        assert gpu(name, ctypes.pointer(out), *args) == INVALID_VALUE, name
+    assert gpu("cuStreamWaitEvent", gpu.stream, event, ctypes.c_uint(4)) == INVALID_VALUE
+    gpu.driver.misuse()
+
+
+def test_time_is_asked_only_of_events_that_take_it(gpu: Gpu) -> None:
+    events = [gpu.made("cuEventCreate", ctypes.c_uint(flags)) for flags in (0, 2)]
+    for event in events:
+        assert gpu("cuEventRecord", event, gpu.stream) == SUCCESS
+    gpu.wait()
+    took = ctypes.c_float()
+    assert gpu("cuEventElapsedTime", ctypes.pointer(took), events[0], events[0]) == SUCCESS
+    assert gpu("cuEventElapsedTime", ctypes.pointer(took), *events) == INVALID_HANDLE
+    gpu.driver.misuse()
+
+
+def test_peer_access_is_between_gpus_and_once() -> None:
+    one = Gpu(devices=2)
+    two = Gpu(1, driver=one.driver)
+    can = ctypes.c_int()
+    assert two("cuDeviceCanAccessPeer", ctypes.pointer(can), ctypes.c_int(1), ctypes.c_int(0)) == SUCCESS
+    assert can.value == 1
+    assert two("cuCtxEnablePeerAccess", one.context, ctypes.c_uint(0)) == SUCCESS
+    assert two("cuCtxEnablePeerAccess", one.context, ctypes.c_uint(0)) == PEER_ALREADY_ENABLED
+    assert two("cuCtxEnablePeerAccess", two.context, ctypes.c_uint(0)) == INVALID_DEVICE
+    two.driver.misuse()
 
 
 def test_arguments_of_another_size_are_refused(gpu: Gpu) -> None:

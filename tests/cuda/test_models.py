@@ -11,6 +11,8 @@ from ggml_rpc.client.local import LocalDevice, local_devices
 from ggml_rpc.peers import prepare_peer
 from ggml_rpc.server import Server
 from tests.cuda.host.device import EmulatedDriver
+from tests.cuda.recurrent_models import BUILDERS
+from tests.cuda.recurrent_models import cached as recurrent
 from tests.e2e.conftest import need
 from tests.llm.models import MODELS, cached
 from tests.llm.reference import nmse, stock_logits
@@ -60,3 +62,18 @@ def test_a_stock_client_gets_the_logits_of_its_cpu(kind: str, flash: str, driver
         got = stock_logits(path, PROMPT, BATCHES, flash=flash, servers=[server.endpoint])
     assert gpu.fallbacks() == {}
     assert nmse(got, stock_logits(path, PROMPT, BATCHES, flash=flash)) < close(kind)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("arch", BUILDERS)
+def test_recurrent_models_of_a_stock_client(arch: str, driver: EmulatedDriver) -> None:
+    """Recurrent and hybrid architectures: prefill and single tokens, and nothing is left to the CPU."""
+    need("stock peer 8.0", lambda: prepare_peer("8.0"))
+    gpu = driver.gpu()
+    path = recurrent(arch)
+    with Server(devices=[gpu.device("CUDA0", "emulated GPU")], port=0) as server:
+        got = stock_logits(path, PROMPT, BATCHES, servers=[server.endpoint])
+    assert gpu.fallbacks() == {}
+    error = nmse(got, stock_logits(path, PROMPT, BATCHES))
+    print(f"{arch}: NMSE {error:.1e}")
+    assert error < close("F32")

@@ -119,3 +119,50 @@ def test_heads(bench: Bench, cpu: Bench, rng: np.random.Generator, of: str, form
         return b.node("FLASH_ATTN_EXT", "F32", (1, queries, 1, head), sources, params)
 
     same(bench, cpu, build, 5e-4)
+
+
+@pytest.mark.parametrize("types", [("BF16", "BF16"), ("F32", "F32"), ("F16", "BF16"), ("Q8_0", "F32")])
+@pytest.mark.parametrize("head", [40, 128, 256])
+def test_many_queries(bench: Bench, cpu: Bench, rng: np.random.Generator, types: tuple[str, str], head: int) -> None:
+    """On the tensor cores BF16 is as it is, F32 and mixtures are two numbers."""
+    if head % 32 != 0 and "Q8_0" in types:
+        pytest.skip("rows are whole blocks")
+    shape = (1, 1, 40, head)
+    k, v = (quantised(rng, of, shape)[0] if of in CACHE else plain(rng, of, shape) for of in types)
+    q = rng.standard_normal((1, 2, 64, head)).astype(np.float32)
+    mask = np.where(np.arange(40) <= np.arange(64)[:, None] // 2 + 3, 0, -np.inf).astype(np.float16)
+    params = struct.pack("<fff", head**-0.5, 0, 0)
+
+    def build(b: Bench) -> Tensor:
+        sources = [b.put(q), b.put_raw(types[0], shape, k), b.put_raw(types[1], shape, v)]
+        sources.append(b.put_raw("F16", (1, 1, 64, 40), mask.tobytes()))
+        return b.node("FLASH_ATTN_EXT", "F32", (1, 64, 2, head), sources, params)
+
+    same(bench, cpu, build, 5e-5 if types == ("BF16", "BF16") else 5e-6 if "F16" in types else 1e-8)
+
+
+@pytest.mark.parametrize("form", ["part of K", "own", "capped"])
+@pytest.mark.parametrize("cache", [("F16", 1), ("F16", 7), ("Q8_0", 64), ("BF16", 64)])
+def test_latent_attention(
+    bench: Bench, cpu: Bench, rng: np.random.Generator, cache: tuple[str, int], form: str
+) -> None:
+    """Heads of 576 whose first 512 channels are the values, in ranges that are split and joined."""
+    of, queries = cache
+    n_kv, heads = 150, 3 if queries == 64 else 6
+    shape = (1, 1, n_kv, 576)
+    k = quantised(rng, of, shape)[0] if of in CACHE else plain(rng, of, shape)
+    own = quantised(rng, of, (1, 1, n_kv, 512))[0] if of in CACHE else plain(rng, of, (1, 1, n_kv, 512))
+    q = rng.standard_normal((1, heads, queries, 576)).astype(np.float32)
+    last = n_kv - queries + np.arange(queries)[:, None]
+    mask = np.where((np.arange(n_kv) <= last) & (np.arange(n_kv) % 50 > 3), 0, -np.inf).astype(np.float16)
+    params = struct.pack("<fff", 576**-0.5, 0, 30.0 if form == "capped" else 0)
+
+    def build(b: Bench) -> Tensor:
+        tk = b.put_raw(of, shape, k)
+        tv = b.put_raw(of, (1, 1, n_kv, 512), own)
+        if form != "own":
+            tv = b.view(tk, of, (1, 1, n_kv, 512), [tk.nb[3], tk.nb[2], tk.nb[1], tk.nb[0]])
+        sources = [b.put(q), tk, tv, b.put_raw("F16", (1, 1, queries, n_kv), mask.tobytes())]
+        return b.node("FLASH_ATTN_EXT", "F32", (1, queries, heads, 512), sources, params)
+
+    same(bench, cpu, build, 5e-4)

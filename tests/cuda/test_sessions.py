@@ -99,6 +99,80 @@ def test_memory_that_is_not_there_is_a_refusal_and_no_more(server: Server) -> No
         assert client.device_count() == 2
 
 
+@pytest.mark.parametrize("keep", [None, 0])
+def test_weights_of_nodes_on_the_cpu_are_copied_once(driver: EmulatedDriver, keep: int | None) -> None:
+    """And again after they were written, by the client or by a graph; each time where there is no room for a copy."""
+    gpu = driver.gpu(without=["MUL_MAT"], keep=keep)
+    rng = np.random.default_rng(0)
+    size = 64 * 512 * 4
+    with Server(devices=[gpu.device("CUDA0", "emulated GPU")], port=0) as server, connect(server) as client:
+        weights, other = arena_of(client), arena_of(client)
+        w = weights.leaf("F32", (64, 512), "w")
+        x = other.leaf("F32", (64, 3), "x")
+        product = other.node("MUL_MAT", "F32", (512, 3), [w, x])
+
+        def run(expected: np.ndarray, copied: bool) -> None:
+            values = rng.standard_normal((3, 64)).astype(np.float32)
+            client.set(x, values.tobytes())
+            before = driver.counts().downloaded
+            client.compute([product], uid=1)
+            got = np.frombuffer(client.get(product), np.float32).reshape(3, 512)
+            np.testing.assert_allclose(got, values @ expected.T, rtol=1e-4, atol=1e-4)
+            assert (driver.counts().downloaded - before >= size) == (copied or keep == 0)
+
+        for seed in range(2):
+            matrix = np.random.default_rng(seed).standard_normal((512, 64)).astype(np.float32)
+            client.set(w, matrix.tobytes())
+            run(matrix, copied=True)
+            for _ in range(2):
+                run(matrix, copied=False)
+        kept = gpu.counts()["kept_bytes"]
+        assert kept == (0 if keep == 0 else size)
+        scaled = weights.node("SCALE", "F32", (64, 512), [w], params=struct.pack("<ff", 2, 0))
+        scaled.data = w.data
+        client.compute([scaled], uid=2)
+        run(2 * matrix, copied=True)
+        run(2 * matrix, copied=False)
+    until(lambda: gpu.counts()["kept_bytes"] == 0, 30)
+
+
+def test_memory_is_freed_when_nothing_runs_or_when_it_is_needed() -> None:
+    """To free waits for all that runs on the GPU: another session's run is not held up for it."""
+    slow = EmulatedDriver(memory_bytes=256 * MIB, lazy=True, queries=100_000)
+    server = Server(devices=[slow.gpu().device("CUDA0", "emulated GPU")], port=0)
+    with server, connect(server) as runs, connect(server) as frees:
+        before = frees.memory()[0]
+        large = frees.alloc(100 * MIB)
+        arena = arena_of(runs)
+        x, nodes = graph(arena)
+        runs.set(x, values().tobytes())
+        runs.compute(nodes, uid=1)
+        assert runs.device_count() == 1  # the run is on its way
+        frees.free(large.handle)
+        assert slow.counts().bytes[0] > 100 * MIB
+        assert frees.memory()[0] > before - 50 * MIB
+        frees.free(frees.alloc(150 * MIB).handle)
+        assert 150 * MIB < slow.counts().bytes[0] < 200 * MIB
+        np.testing.assert_allclose(np.frombuffer(runs.get(nodes[-1]), np.float32), 7 * values().ravel(), rtol=1e-5)
+        assert slow.counts().bytes[0] < 50 * MIB
+    assert slow.misuse() == ""
+
+
+def test_copies_between_gpus_take_the_link(driver: EmulatedDriver) -> None:
+    fresh = EmulatedDriver(devices=2, memory_bytes=1 << 30, lazy=True, queries=2)
+    devices = [fresh.gpu(i).device(f"CUDA{i}", "emulated GPU") for i in range(2)]
+    with Server(devices=devices, port=0) as server:
+        for _ in range(2):
+            with connect(server) as client:
+                tensors = [arena_of(client, device).leaf("I8", (1000,), "t") for device in (0, 1)]
+                data = np.random.default_rng(1).integers(0, 256, 1000, np.uint8).tobytes()
+                client.set(tensors[0], data)
+                assert client.copy(*tensors) == 1
+                assert client.get(tensors[1]) == data
+    assert fresh.counts().peers == 1
+    assert fresh.misuse() == ""
+
+
 def test_a_client_that_leaves_in_the_middle_takes_nothing_with_it(server: Server, driver: EmulatedDriver) -> None:
     for _ in range(20):  # more than there are chunks of staging memory
         client = connect(server)

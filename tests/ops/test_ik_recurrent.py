@@ -135,7 +135,7 @@ def scan(bench: Bench, rng: np.random.Generator, rows: np.ndarray, channels: int
 
 
 @pytest.mark.parametrize("rows", MAPS, ids=["one", "forty", "shared", "last"])
-@pytest.mark.parametrize(("channels", "size"), [(1, 1), (33, 16), (15, 7), (64, 33)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 1), (33, 16), (15, 7), (64, 33), (5, 24), (3, 100), (3, 200)])
 def test_scan(bench: Bench, rng: np.random.Generator, rows: np.ndarray, channels: int, size: int) -> None:
     scan(bench, rng, rows, channels, size)
 
@@ -151,7 +151,7 @@ def test_scan_bad_sequence(bench: Bench, rng: np.random.Generator, sequences: in
 # ---- DELTA_NET ----
 
 
-@pytest.mark.parametrize("n", [1, 15, 33, 64, 128])
+@pytest.mark.parametrize("n", [1, 15, 33, 64, 128, 200])
 @pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("form", [(0, 1, False), (1, 6, False), (0, 4, True), (1, 2, True)])
 def test_delta_net(

@@ -111,14 +111,14 @@ def scan(bench: Bench, rng: np.random.Generator, size: int, dim: int, heads: int
             assert untouched(states[slot])
 
 
-@pytest.mark.parametrize("size", [1, 15, 16, 97, 128])
+@pytest.mark.parametrize("size", [1, 15, 16, 30, 64, 97, 128, 200])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 6, 3), (64, 2, 1), (33, 4, 4)])
 def test_mamba_2(bench: Bench, rng: np.random.Generator, size: int, shape: tuple[int, int, int]) -> None:
     dim, heads, groups = shape
     scan(bench, rng, size, dim, heads, groups=groups)
 
 
-@pytest.mark.parametrize("size", [7, 16, 33])
+@pytest.mark.parametrize("size", [7, 16, 24, 33, 100, 200])
 @pytest.mark.parametrize(("dim", "heads"), [(1, 1), (1, 50), (3, 20)])
 def test_mamba(bench: Bench, rng: np.random.Generator, size: int, dim: int, heads: int) -> None:
     scan(bench, rng, size, dim, heads, by_element=True)
@@ -162,7 +162,7 @@ def delta_oracle(
     return out, states
 
 
-@pytest.mark.parametrize("n", [1, 15, 33, 64, 128])
+@pytest.mark.parametrize("n", [1, 15, 33, 64, 128, 200])
 @pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("times", [(0, 1), (1, 6), (3, 5), (4, 2)])
 def test_gated_delta_net(
@@ -201,7 +201,7 @@ def test_gated_delta_net(
 # ---- RWKV and gated linear attention ----
 
 
-@pytest.mark.parametrize("n", [1, 15, 33, 64, 97])
+@pytest.mark.parametrize("n", [1, 15, 33, 64, 97, 200])
 @pytest.mark.parametrize("times", [(1, 1), (1, 9), (3, 4)])
 @pytest.mark.parametrize("op", ["RWKV_WKV6", "RWKV_WKV7", "GATED_LINEAR_ATTN"])
 def test_linear_attention(bench: Bench, rng: np.random.Generator, op: str, n: int, times: tuple[int, int]) -> None:

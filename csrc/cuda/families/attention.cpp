@@ -1,6 +1,8 @@
-// FLASH_ATTN_EXT: rows in f32 for few rows and for types that must not be rounded to half, tiles on the tensor cores
-// for the rest. Long ranges with few heads are split and joined.
+// FLASH_ATTN_EXT: rows in f32 for few rows, tiles on the tensor cores for many, with a kernel of their own for heads of
+// latent attention. Long ranges with few heads are split and joined.
 #include "cuda/kernels/attention.h"
+
+#include <algorithm>
 
 #include "cuda/families/families.h"
 #include "cuda/families/operands.h"
@@ -12,8 +14,8 @@ namespace {
 
 enum : int { PARAM_SCALE = 0, PARAM_MAX_BIAS = 1, PARAM_SOFTCAP = 2 };
 
-// Rows of a K head from which on the tensor cores take F16, and queries from which on they take quantised K and V,
-// whose values are rounded to half there.
+// Rows of a K head from which on the tensor cores take F16, and queries from which on they take other types: quantised
+// K and V are rounded to half there, queries and weights beside BF16 to that, F32 is taken in two parts.
 constexpr int64_t MIN_TILE_ROWS = 5;
 constexpr int64_t MIN_TILE_QUERIES = 64;
 // A range shorter than this is not split: four warps of 32 positions.
@@ -118,23 +120,56 @@ const MaskTile* mask_tiles(PlanBuilder& builder, const Tensor& node, const Tenso
     return tiles.out;
 }
 
+// What numbers are on the tensor cores: attention_tiles.cuh.
+constexpr const char *HALF = "TILE_HALF", *BRAIN = "TILE_BRAIN", *SPLIT = "TILE_SPLIT";
+const char* mode_of(int32_t k, int32_t v) {
+    const auto near_half = [](int32_t type) { return type == TYPE_F16 || is_cache_block(type); };
+    if (near_half(k) && near_half(v)) return HALF;
+    return k == TYPE_BF16 && v == TYPE_BF16 ? BRAIN : SPLIT;
+}
+
 // On the tensor cores. False if that does not fit.
-bool launch_tiles(PlanBuilder& builder, const Tensor& node, AttentionArgs& args, int64_t n_groups, int64_t n_batch) {
+bool launch_tiles(PlanBuilder& builder, const Tensor& node, AttentionArgs& args, const char* mode, int64_t n_groups,
+                  int64_t n_batch) {
     const Tensor* mask = node.src[3];
     const int longest = args.dk > args.dv ? args.dk : args.dv;
-    if (longest > 256 || args.dk % 8 != 0 || args.dv % 8 != 0 || builder.hardware().capability < 75) return false;
+    if (longest > 256 || args.dk % 8 != 0 || args.dv % 8 != 0) return false;
     if (mask != nullptr && (mask->ne[2] * mask->ne[3] > 65535 || args.n_queries > 65535 * MASK_QUERIES)) return false;
-    const int d = longest <= 64 ? 64 : longest <= 128 ? 128 : 256, keys = d <= 128 ? 64 : 32;
+    const int d = longest <= 64 ? 64 : longest <= 128 ? 128 : 256, planes = mode == SPLIT ? 2 : 1;
+    const int keys = d <= 128 && planes == 1 ? 64 : 32;
     const int64_t all = int64_t{args.group} * args.n_queries;
     const int warps = all <= 16 ? 1 : 4, rows = 16 * warps;
-    const int shared = (2 * keys + (d > 128 ? rows : 0)) * (d + 8) * 2;
+    const int shared = planes * (2 * keys + (d > 128 || planes > 1 ? rows : 0)) * (d + 8) * 2;
     if (shared > builder.hardware().shared_bytes) return false;
     if (mask != nullptr) args.tiles = mask_tiles(builder, node, *mask, args);
     const int64_t blocks = parts_of(all, rows) * n_groups;
     split(builder, args, blocks * n_batch, (warps == 1 ? 6 : 2) * int64_t{builder.hardware().multiprocessors}, n_batch);
     builder.launch(
         node, {static_cast<uint32_t>(blocks), static_cast<uint32_t>(args.n_splits), static_cast<uint32_t>(n_batch)},
-        warps * WARP, shared, args, "attention_tiles", "attention_tiles<%d,%d>", d, warps);
+        warps * WARP, shared, args, "attention_tiles", "attention_tiles<%d,%d,%s>", d, warps, mode);
+    join(builder, node, args, n_batch);
+    return true;
+}
+
+// The same for longer heads. A block has 32 rows of 32 positions.
+bool launch_wide(PlanBuilder& builder, const Tensor& node, AttentionArgs& args, const char* mode, int64_t n_groups,
+                 int64_t n_batch) {
+    constexpr int64_t DK = 576, DV = 512, SIDE = 32;
+    const Tensor *mask = node.src[3], &k = *node.src[1], &v = *node.src[2];
+    if (args.dk > DK || args.dv > DV || args.dk % 8 != 0 || args.dv % 8 != 0) return false;
+    if (mask != nullptr && (mask->ne[2] * mask->ne[3] > 65535 || args.n_queries > 65535 * MASK_QUERIES)) return false;
+    args.v_in_k = v.data == k.data && v.type == k.type && args.dv <= args.dk && args.heads_a_k == args.heads_a_v &&
+                  std::equal(v.nb + 1, v.nb + MAX_DIMS, k.nb + 1);
+    const int64_t halves = SIDE * (SIDE + 8) + 2 * SIDE * (DK + 8) + (args.v_in_k ? 0 : SIDE * (DV + 8));
+    const int shared = static_cast<int>(2 * halves + (2 * SIDE * (SIDE + 4) + 2 * SIDE) * 4);
+    if (shared > builder.hardware().shared_bytes) return false;
+    if (mask != nullptr) args.tiles = mask_tiles(builder, node, *mask, args);
+    const int64_t blocks = parts_of(int64_t{args.group} * args.n_queries, SIDE) * n_groups;
+    split(builder, args, blocks * n_batch, 2 * int64_t{builder.hardware().multiprocessors}, n_batch);
+    builder.launch(
+        node, {static_cast<uint32_t>(blocks), static_cast<uint32_t>(args.n_splits), static_cast<uint32_t>(n_batch)},
+        256, shared, args, "attention_wide", "attention_wide<%d,%d,%s>", static_cast<int>(DK), static_cast<int>(DV),
+        mode);
     join(builder, node, args, n_batch);
     return true;
 }
@@ -167,10 +202,12 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
     args.max_bias = param_f32(node, PARAM_MAX_BIAS);
     args.softcap = param_f32(node, PARAM_SOFTCAP);
     const int64_t n_groups = q.ne[2] / args.group, n_batch = q.ne[3], rows = int64_t{args.group} * q.ne[1];
-    const bool halves = k.type == TYPE_F16 && v.type == TYPE_F16;
-    const bool near = (k.type == TYPE_F16 || is_cache_block(k.type)) && (v.type == TYPE_F16 || is_cache_block(v.type));
-    const bool tiles = halves ? rows >= MIN_TILE_ROWS : near && q.ne[1] >= MIN_TILE_QUERIES;
-    if (tiles && launch_tiles(builder, node, args, n_groups, n_batch)) return true;
+    const char* mode = mode_of(k.type, v.type);
+    const bool tiles = k.type == TYPE_F16 && v.type == TYPE_F16 ? rows >= MIN_TILE_ROWS : q.ne[1] >= MIN_TILE_QUERIES;
+    if (tiles && builder.hardware().capability >= (mode == HALF ? 75 : 80) &&
+        (launch_tiles(builder, node, args, mode, n_groups, n_batch) ||
+         (mode != SPLIT && launch_wide(builder, node, args, mode, n_groups, n_batch))))
+        return true;
     launch_rows(builder, node, args, n_groups, n_batch);
     return true;
 }
@@ -188,16 +225,24 @@ void list_kernels(void* context, KernelSink sink) {
         "attention_rows<false,32,3,2>", "attention_join",
     };
     static const char* const TILES[] = {
-        "attention_tiles<64,1>",
-        "attention_tiles<64,4>",
-        "attention_tiles<128,1>",
-        "attention_tiles<128,4>",
-        "attention_tiles<256,1>",
-        "attention_tiles<256,4>",
+        "attention_tiles<64,1,TILE_HALF>",
+        "attention_tiles<64,4,TILE_HALF>",
+        "attention_tiles<128,1,TILE_HALF>",
+        "attention_tiles<128,4,TILE_HALF>",
+        "attention_tiles<256,1,TILE_HALF>",
+        "attention_tiles<256,4,TILE_HALF>",
+        "attention_tiles<64,4,TILE_BRAIN>",
+        "attention_tiles<128,4,TILE_BRAIN>",
+        "attention_tiles<256,4,TILE_BRAIN>",
+        "attention_tiles<64,4,TILE_SPLIT>",
+        "attention_tiles<128,4,TILE_SPLIT>",
+        "attention_tiles<256,4,TILE_SPLIT>",
         "mask_tiles",
     };
     for (const char* expression : ROWS) sink(context, {"attention_rows", expression});
     for (const char* expression : TILES) sink(context, {"attention_tiles", expression});
+    for (const char* expression : {"attention_wide<576,512,TILE_HALF>", "attention_wide<576,512,TILE_BRAIN>"})
+        sink(context, {"attention_wide", expression});
 }
 
 }  // namespace

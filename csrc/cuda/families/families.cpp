@@ -19,6 +19,7 @@ const Family* families(size_t* count) {
         SORT,
         SHAPE,
         REDUCE,
+        RECURRENT,
         // clang-format on
     };
     *count = list.size();

@@ -18,6 +18,7 @@ extern const Family ATTENTION;
 extern const Family SORT;
 extern const Family SHAPE;
 extern const Family REDUCE;
+extern const Family RECURRENT;
 
 }  // namespace cuda
 }  // namespace ggr

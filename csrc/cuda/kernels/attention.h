@@ -24,6 +24,7 @@ struct AttentionArgs {
     const MaskTile* tiles;    // [mask batch][mask head][block of queries][MASK_KEYS positions]
     int32_t k_type, v_type;
     int32_t k_aligned, v_aligned;  // rows begin at multiples of 16 bytes
+    int32_t v_in_k;                // V is the first dv channels of K
     int32_t mask_aligned;          // rows of the mask begin at multiples of 4 bytes
     int32_t group, heads_a_k, heads_a_v;
     int32_t n_heads, n_queries, n_kv, dk, dv;

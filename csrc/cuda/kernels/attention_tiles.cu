@@ -1,11 +1,11 @@
-// FLASH_ATTN_EXT for many rows on the tensor cores: queries, K, weights and V in half, sums and softmax in f32. F16 or
-// quantised K and V.
+// FLASH_ATTN_EXT for many rows on the tensor cores: queries, K, weights and V in 16 bits (F32 in twice 16), sums and
+// softmax in f32.
 //
 // A warp has 16 rows: its part of the result, its scores and (for heads up to 128) its queries lie in registers, the
 // weights go from the fragments of one product to those of the next. K and V go through shared memory by asynchronous
 // copies: V comes while the scores are computed, the next K while V is summed up. Blocks of positions that no row sees
 // are not read. Floor: 4 * d * rows * positions operations of the tensor cores, or bytes of K and V.
-#include "cuda/kernels/attention.cuh"
+#include "cuda/kernels/attention_tiles.cuh"
 
 namespace ggr {
 namespace cuda {
@@ -40,74 +40,14 @@ GGR_KERNEL GGR_BOUNDS(128, 1) mask_tiles(const MaskTilesArgs a) {
     out->unused = 0;
 }
 
-// What the rows of a block see of a block of positions.
-struct Sight {
-    uint32_t live[2];
-    bool plain;
-};
-
-// The rows of a block: queries and, where every head has a mask of its own, heads.
-struct Span {
-    int first_query, last_query, first_head, n_heads, batch;
-};
-
-// Positions from `key` on, `n` of them (32 or 64, at a multiple of that).
-GGR_DEVICE Sight sight_of(const AttentionArgs& a, const Span& span, int key, int n) {
-    Sight s;
-    const int left = a.n_kv - key;
-    s.live[0] = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-    s.live[1] = n < 64 || left >= 64 ? 0xffffffffu : left <= 32 ? 0 : (1u << (left - 32)) - 1;
-    s.plain = left >= n;
-    if (a.mask.data == nullptr) return s;
-    const int blocks = (a.n_queries + MASK_QUERIES - 1) / MASK_QUERIES, columns = (a.n_kv + MASK_KEYS - 1) / MASK_KEYS;
-    const int ne2 = static_cast<int>(a.mask.ne[2]), matrices = ne2 == 1 ? 1 : span.n_heads;
-    uint32_t live[2] = {0, 0};
-    for (int h = 0; h < matrices; ++h) {
-        const int64_t matrix = (span.first_head + h) % ne2 + span.batch % static_cast<int>(a.mask.ne[3]) * ne2;
-        for (int b = span.first_query / MASK_QUERIES; b <= span.last_query / MASK_QUERIES; ++b) {
-            const MaskTile& tile = a.tiles[(matrix * blocks + b) * columns + key / MASK_KEYS];
-            live[0] |= tile.live[0];
-            live[1] |= tile.live[1];
-            s.plain = s.plain && tile.plain != 0;
-        }
-    }
-    s.live[0] &= n < 64 && key % MASK_KEYS != 0 ? live[1] : live[0];
-    s.live[1] &= n < 64 ? 0xffffffffu : live[1];
-    return s;
-}
-
-// KEYS rows of K or V as halves, zeros past d channels and past the last position. Words of 16 bytes by the threads in
-// turn, so that neighbours read neighbours.
-template <int D, int KEYS>
-GGR_DEVICE void load_rows(uint16_t* to, const uint8_t* from, int64_t nb, int32_t type, bool aligned, int d, int key,
-                          int n_kv) {
-    constexpr int CHUNKS = D / 8;
-    for (int i = thread_index(); i < KEYS * CHUNKS; i += n_threads()) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const bool valid = key + row < n_kv && chunk * 8 < d;
-        const uint8_t* source = from + (valid ? key + row : 0) * nb;
-        uint16_t* target = to + row * (D + 8) + chunk * 8;
-        if (type == ELEMENT_F16 && aligned) {
-            copy16_async(target, source + (valid ? 16 * chunk : 0), valid);
-            continue;
-        }
-        float x[8];
-        GGR_UNROLL
-        for (int j = 0; j < 8; ++j) x[j] = 0.0f;
-        if (valid) load_chunk(x, type, aligned, source, chunk, d);
-        Bytes16 w;
-        GGR_UNROLL
-        for (int j = 0; j < 4; ++j) w.word[j] = pack_halves(x[2 * j], x[2 * j + 1]);
-        *reinterpret_cast<Bytes16*>(target) = w;
-    }
-}
-
 // D: channels of the longer of K's and V's rows, rounded up; the shared rows are 16 bytes longer, so that the eight
 // rows of a matrix lie in different banks.
-template <int D, int WARPS>
+template <int D, int WARPS, int MODE>
 GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
-    constexpr int KEYS = D <= 128 ? 64 : 32, STRIDE = D + 8, ROWS = 16 * WARPS;
-    constexpr bool Q_SHARED = D > 128;
+    constexpr int PLANES = Mode<MODE>::PLANES;
+    constexpr int KEYS = D <= 128 && PLANES == 1 ? 64 : 32, STRIDE = D + 8, ROWS = 16 * WARPS;
+    constexpr int KEY_PLANE = KEYS * STRIDE, QUERY_PLANE = ROWS * STRIDE;
+    constexpr bool Q_SHARED = D > 128 || PLANES > 1;
     const int rows = a.group * a.n_queries, n_tiles = (rows + ROWS - 1) / ROWS;
     const int first_row = block_x() % n_tiles * ROWS, first_head = block_x() / n_tiles * a.group, batch = block_z();
     const int split = block_y(), begin = split * a.split_length;
@@ -115,8 +55,8 @@ GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
     const uint8_t* const k = k_head(a, first_head, batch);
     const uint8_t* const v = v_head(a, first_head, batch);
     uint16_t* const keys = reinterpret_cast<uint16_t*>(dynamic_shared());
-    uint16_t* const values = keys + KEYS * STRIDE;
-    uint16_t* const queries = values + KEYS * STRIDE;
+    uint16_t* const values = keys + PLANES * KEY_PLANE;
+    uint16_t* const queries = values + PLANES * KEY_PLANE;
     const int last_row = (first_row + ROWS < rows ? first_row + ROWS : rows) - 1;
     const Span span = {first_row / a.group, last_row / a.group, first_head, a.group, batch};
     const float scale = a.softcap != 0.0f ? a.scale / a.softcap : a.scale;
@@ -137,22 +77,33 @@ GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
         q_of[i] = reinterpret_cast<const float*>(a.q.data + query_of[i] * a.q.nb[1] + head_of[i] * a.q.nb[2] +
                                                  batch * a.q.nb[3]);
     }
-    const auto scaled = [&](int i, int channel) {
-        return channel < a.dk ? pack_halves(q_of[i][channel] * scale, q_of[i][channel + 1] * scale) : 0u;
+    const auto scaled = [&](uint32_t(&word)[PLANES], int i, int channel) {
+        const bool there = channel < a.dk;
+        pack<MODE>(word, there ? q_of[i][channel] * scale : 0.0f, there ? q_of[i][channel + 1] * scale : 0.0f);
     };
     uint32_t q[Q_SHARED ? 1 : D / 16][4];
     if constexpr (Q_SHARED) {
         for (int c = 0; c < D; c += 8) {
-            const int row = warp_index() * 16 + quad;
-            *reinterpret_cast<uint32_t*>(queries + row * STRIDE + c + pair) = scaled(0, c + pair);
-            *reinterpret_cast<uint32_t*>(queries + (row + 8) * STRIDE + c + pair) = scaled(1, c + pair);
+            GGR_UNROLL
+            for (int i = 0; i < 2; ++i) {
+                uint32_t word[PLANES];
+                scaled(word, i, c + pair);
+                GGR_UNROLL
+                for (int p = 0; p < PLANES; ++p)
+                    *reinterpret_cast<uint32_t*>(queries + p * QUERY_PLANE +
+                                                 (warp_index() * 16 + quad + 8 * i) * STRIDE + c + pair) = word[p];
+            }
         }
         sync_warp();
     } else {
         GGR_UNROLL
         for (int c = 0; c < D / 16; ++c) {
             GGR_UNROLL
-            for (int i = 0; i < 4; ++i) q[c][i] = scaled(i % 2, c * 16 + i / 2 * 8 + pair);
+            for (int i = 0; i < 4; ++i) {
+                uint32_t word[PLANES];
+                scaled(word, i % 2, c * 16 + i / 2 * 8 + pair);
+                q[c][i] = word[0];
+            }
         }
     }
 
@@ -173,10 +124,11 @@ GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
         return key;
     };
     int key = seen(begin, &sight);
-    if (key < end) load_rows<D, KEYS>(keys, k, a.k.nb[1], a.k_type, a.k_aligned != 0, a.dk, key, a.n_kv);
+    if (key < end)
+        load_rows<D, KEYS, MODE>(keys, KEY_PLANE, k, a.k.nb[1], a.k_type, a.k_aligned != 0, a.dk, key, a.n_kv);
     copies_commit();
     while (key < end) {
-        load_rows<D, KEYS>(values, v, a.v.nb[1], a.v_type, a.v_aligned != 0, a.dv, key, a.n_kv);
+        load_rows<D, KEYS, MODE>(values, KEY_PLANE, v, a.v.nb[1], a.v_type, a.v_aligned != 0, a.dv, key, a.n_kv);
         copies_commit();
         const int next = seen(key + KEYS, &next_sight);
         copies_wait<1>();
@@ -191,25 +143,38 @@ GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
         GGR_UNROLL
         for (int c = 0; c < D / 16; ++c) {
             if (c * 16 >= a.dk) continue;
-            uint32_t fragment[4];
-            if constexpr (Q_SHARED) {
-                load_matrices(fragment,
-                              queries + (warp_index() * 16 + lane() % 16) * STRIDE + c * 16 + lane() / 16 * 8);
-            } else {
-                GGR_UNROLL
-                for (int i = 0; i < 4; ++i) fragment[i] = q[c][i];
+            uint32_t fragment[PLANES][4];
+            GGR_UNROLL
+            for (int p = 0; p < PLANES; ++p) {
+                if constexpr (Q_SHARED) {
+                    load_matrices(fragment[p], queries + p * QUERY_PLANE + (warp_index() * 16 + lane() % 16) * STRIDE +
+                                                   c * 16 + lane() / 16 * 8);
+                } else {
+                    GGR_UNROLL
+                    for (int i = 0; i < 4; ++i) fragment[p][i] = q[c][i];
+                }
             }
             GGR_UNROLL
             for (int n = 0; n < KEYS / 16; ++n) {
-                uint32_t b[4];
-                load_matrices(b, keys + (n * 16 + lane() / 16 * 8 + lane() % 8) * STRIDE + c * 16 + lane() / 8 % 2 * 8);
-                const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-                mma_f16(s[2 * n], fragment, first);
-                mma_f16(s[2 * n + 1], fragment, second);
+                uint32_t first[PLANES][2], second[PLANES][2];
+                GGR_UNROLL
+                for (int p = 0; p < PLANES; ++p) {
+                    uint32_t b[4];
+                    load_matrices(b, keys + p * KEY_PLANE + (n * 16 + lane() / 16 * 8 + lane() % 8) * STRIDE + c * 16 +
+                                         lane() / 8 % 2 * 8);
+                    GGR_UNROLL
+                    for (int i = 0; i < 2; ++i) {
+                        first[p][i] = b[i];
+                        second[p][i] = b[2 + i];
+                    }
+                }
+                multiply<MODE>(s[2 * n], fragment, first);
+                multiply<MODE>(s[2 * n + 1], fragment, second);
             }
         }
         sync_block();  // nobody reads K any more
-        if (next < end) load_rows<D, KEYS>(keys, k, a.k.nb[1], a.k_type, a.k_aligned != 0, a.dk, next, a.n_kv);
+        if (next < end)
+            load_rows<D, KEYS, MODE>(keys, KEY_PLANE, k, a.k.nb[1], a.k_type, a.k_aligned != 0, a.dk, next, a.n_kv);
         copies_commit();
 
         if (a.softcap != 0.0f) {
@@ -276,25 +241,41 @@ GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
         if (!all_live) {  // what nobody sees may be NaN
             for (int i = thread_index(); i < KEYS * (D / 8); i += n_threads()) {
                 const int row = i / (D / 8);
-                if ((sight.live[row / 32] >> (row % 32) & 1) == 0)
-                    *reinterpret_cast<Bytes16*>(values + row * STRIDE + i % (D / 8) * 8) = Bytes16{};
+                if ((sight.live[row / 32] >> (row % 32) & 1) != 0) continue;
+                GGR_UNROLL
+                for (int p = 0; p < PLANES; ++p)
+                    *reinterpret_cast<Bytes16*>(values + p * KEY_PLANE + row * STRIDE + i % (D / 8) * 8) = Bytes16{};
             }
             sync_block();
         }
         GGR_UNROLL
         for (int c = 0; c < KEYS / 16; ++c) {
-            const uint32_t fragment[4] = {pack_halves(s[2 * c][0], s[2 * c][1]), pack_halves(s[2 * c][2], s[2 * c][3]),
-                                          pack_halves(s[2 * c + 1][0], s[2 * c + 1][1]),
-                                          pack_halves(s[2 * c + 1][2], s[2 * c + 1][3])};
+            uint32_t fragment[PLANES][4];
+            GGR_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                uint32_t word[PLANES];
+                pack<MODE>(word, s[2 * c + i / 2][i % 2 * 2], s[2 * c + i / 2][i % 2 * 2 + 1]);
+                GGR_UNROLL
+                for (int p = 0; p < PLANES; ++p) fragment[p][i] = word[p];
+            }
             GGR_UNROLL
             for (int n = 0; n < D / 16; ++n) {
                 if (n * 16 >= a.dv) continue;
-                uint32_t b[4];
-                load_matrices_transposed(
-                    b, values + (c * 16 + lane() / 8 % 2 * 8 + lane() % 8) * STRIDE + n * 16 + lane() / 16 * 8);
-                const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-                mma_f16(sum[2 * n], fragment, first);
-                mma_f16(sum[2 * n + 1], fragment, second);
+                uint32_t first[PLANES][2], second[PLANES][2];
+                GGR_UNROLL
+                for (int p = 0; p < PLANES; ++p) {
+                    uint32_t b[4];
+                    load_matrices_transposed(b, values + p * KEY_PLANE +
+                                                    (c * 16 + lane() / 8 % 2 * 8 + lane() % 8) * STRIDE + n * 16 +
+                                                    lane() / 16 * 8);
+                    GGR_UNROLL
+                    for (int i = 0; i < 2; ++i) {
+                        first[p][i] = b[i];
+                        second[p][i] = b[2 + i];
+                    }
+                }
+                multiply<MODE>(sum[2 * n], fragment, first);
+                multiply<MODE>(sum[2 * n + 1], fragment, second);
             }
         }
         sync_block();  // nobody reads V any more

@@ -132,7 +132,23 @@ GGR_DEVICE uint16_t float_to_bf16(float f) {  // to nearest even; a NaN stays on
 }
 // Two halves in a word, the first in the low bits.
 GGR_DEVICE uint32_t pack_halves(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+    return word;
+#else
     return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16;
+#endif
+}
+// The same in bf16; a NaN stays one.
+GGR_DEVICE uint32_t pack_brains(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(hi), "f"(lo));
+    return word;
+#else
+    return float_to_bf16(lo) | static_cast<uint32_t>(float_to_bf16(hi)) << 16;
+#endif
 }
 
 GGR_DEVICE float fused_add(float a, float b, float c) { return fmaf(a, b, c); }  // a * b + c

@@ -17,6 +17,7 @@ class CudaGpu:
         graph_timeout: float = 0.0,
         log: Callable[[str], None] | None = None,
         without: Sequence[str] = (),
+        keep: int | None = None,
     ) -> None: ...
     def device(self, name: str, description: str, *, host_memory: bool = False) -> CudaDevice: ...
     @property

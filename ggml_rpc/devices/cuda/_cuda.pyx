@@ -48,11 +48,13 @@ cdef extern from "cuda/cuda.h" namespace "ggr" nogil:
         uint64_t graph_updates
         uint64_t cpu_nodes
         uint64_t contexts
+        uint64_t kept_bytes
 
     int cuda_driver_functions(const char **names, int capacity)
     NativeGpu *cuda_open(const Driver *, int, const CudaOwner &, Device *, int64_t, Error *)
     void cuda_close(NativeGpu *)
     void cuda_leave(NativeGpu *, int32_t)
+    void cuda_keep(NativeGpu *, uint64_t)
     Device *cuda_device(NativeGpu *, const char *, const char *)
     void cuda_free_device(Device *)
     const Hardware *cuda_hardware(const NativeGpu *)
@@ -137,6 +139,9 @@ cdef class CudaGpu:
         Takes a line for each kind of node that is left to the CPU, once.
     without : sequence of str
         Names of ops that are left to the CPU even if they have kernels.
+    keep : int, optional
+        Bytes of copies of weights that may stay on the host for nodes that run on the CPU; by default a quarter of the
+        machine's memory.
 
     Raises
     ------
@@ -150,7 +155,7 @@ cdef class CudaGpu:
     cdef NativeDevice cpu
 
     def __cinit__(self, uintptr_t table, int ordinal, loader, NativeDevice cpu, *, double graph_timeout=0.0, log=None,
-                  without=()):
+                  without=(), keep=None):
         cdef Error err
         cdef CudaOwner owner
         cdef int64_t timeout_ns = <int64_t> (graph_timeout * 1e9)
@@ -166,6 +171,8 @@ cdef class CudaGpu:
             self.gpu = cuda_open(<const Driver *> table, ordinal, owner, cpu_device, timeout_ns, &err)
         if self.gpu == NULL:
             raise_error(&err)
+        if keep is not None:
+            cuda_keep(self.gpu, keep)
         for name in without:
             cuda_leave(self.gpu, OP_BY_NAME[name].id)
 
@@ -200,7 +207,8 @@ cdef class CudaGpu:
         """Return how often what happened since the GPU was opened.
 
         `launches` of kernels (those in graphs included), `graph_launches`, `graph_updates`, `cpu_nodes` that ran on the
-        CPU, and `contexts` made: more than one after an error that lost one.
+        CPU, `contexts` made (more than one after an error that lost one), and `kept_bytes` of copies of weights that
+        are on the host now.
         """
         cdef CudaCounts counts = cuda_counts(self.gpu)
         return {
@@ -209,6 +217,7 @@ cdef class CudaGpu:
             "graph_updates": counts.graph_updates,
             "cpu_nodes": counts.cpu_nodes,
             "contexts": counts.contexts,
+            "kept_bytes": counts.kept_bytes,
         }
 
     def fallbacks(self) -> dict[str, int]:

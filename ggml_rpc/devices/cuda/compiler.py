@@ -79,7 +79,8 @@ class Compiler:
             n.nvrtcDestroyProgram(program)
 
     def _log(self, program: Any) -> str:
-        log = b" " * self._call("nvrtcGetProgramLogSize", program)
+        # At least two bytes: Python has one object for all bytes of length one, which the compiler would write to.
+        log = b" " * (1 + self._call("nvrtcGetProgramLogSize", program))
         self._call("nvrtcGetProgramLog", program, log)
         return str(log.rstrip(b"\0 \n"), "utf-8", "replace")
 

@@ -18,6 +18,11 @@ from .programs import ProgramCache, cache_folder, source_folder
 TOGETHER = 16
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def by_file(names: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     """Return file -> expressions."""
     out: dict[str, list[str]] = {}
@@ -43,20 +48,27 @@ class Kernels:
         sources = source_folder()
         compiler = Compiler(capability, sources, nvrtc)
         self._driver = driver
+        self._context = 0
+        # Of the modules that are loaded in that context: kernel -> module and symbol.
+        self._loaded: dict[tuple[str, str], tuple[Any, bytes]] = {}
         self.architecture = compiler.architecture
         self.cache = ProgramCache(compiler.compile, compiler.identity, folder or cache_folder(), sources)
 
     def load(self, names: Sequence[tuple[str, str]]) -> list[int]:
-        """Return functions of the context that is current: the loader of `CudaGpu`."""
-        found = {}
-        for file, expressions in by_file(names).items():
+        """Return functions of the context that is current: the loader of `CudaGpu`.
+
+        A module is loaded once a context, whichever of its kernels is asked for first.
+        """
+        context = int(self._call("cuCtxGetId", self._call("cuCtxGetCurrent")))  # an id is never used again
+        if context != self._context:
+            self._context = context
+            self._loaded = {}
+        for file, expressions in by_file([name for name in names if name not in self._loaded]).items():
             for program in self.cache.programs(file, expressions):
                 module = self._call("cuModuleLoadData", program.code)
-                for expression in expressions:
-                    if expression in program.kernels and (file, expression) not in found:
-                        symbol = program.kernels[expression].encode()
-                        found[file, expression] = int(self._call("cuModuleGetFunction", module, symbol))
-        return [found[name] for name in names]
+                for expression, symbol in program.kernels.items():
+                    self._loaded.setdefault((file, expression), (module, symbol.encode()))
+        return [int(self._call("cuModuleGetFunction", *self._loaded[name])) for name in names]
 
     def warm_up(self, names: Sequence[tuple[str, str]], progress: Callable[[int, int], None]) -> None:
         """Compile what is not on disk, on all cores.
@@ -83,8 +95,14 @@ class Kernels:
                 done += len(batch[1])
                 progress(done, len(names))
 
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compile") as pool:
-            list(pool.map(compile_batch, batches))
+        # Who is interrupted, or fails, waits for what is being compiled, not for what is to come.
+        with ThreadPoolExecutor(processors(), thread_name_prefix="compile") as pool:
+            try:
+                for batch in [pool.submit(compile_batch, batch) for batch in batches]:
+                    batch.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._driver, name)(*arguments)

@@ -39,6 +39,10 @@ WARNINGS = [
     "-Wno-unused-but-set-parameter",
 ]
 
+# A kernel's template parameters, if it has some, its bound of threads a block, and its name.
+_KERNEL = re.compile(
+    r"(?:template\s*<(?P<parameters>[^;{}()]*)>\s*)?GGR_KERNEL\s+GGR_BOUNDS\((?P<threads>[^,]*),[^)]*\)\s*(?P<name>\w+)\("
+)
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -121,7 +125,18 @@ def kernel_library(file: Path, expressions: Sequence[str]) -> Path:
         Names of functions of namespace `ggr::cuda` in it, as in `rms_norm<256>`.
     """
     names = list(dict.fromkeys(expressions))
-    entries = "".join(f'    GGR_ENTRY("{name}", {name}),\n' for name in names)
+    sources = sources_of(file)
+    # A launch with more threads than the kernel's bound fails on a GPU.
+    bounds = {m["name"]: m for path in sources for m in _KERNEL.finditer(path.read_text())}
+    bound_types = "".join(
+        (f"template <{m['parameters']}>\n" if m["parameters"] else "")
+        + f"struct bound_of_{name} {{\n    static constexpr int value = {m['threads']};\n}};\n"
+        for name, m in bounds.items()
+    )
+    entries = "".join(
+        f'    GGR_ENTRY("{name}", {f"(bound_of_{name}::value)" if name.split("<")[0] in bounds else 1024}, {name}),\n'
+        for name in names
+    )
     text = (
         f'#include "{file}"\n'
         'extern "C" {\n'
@@ -129,12 +144,13 @@ def kernel_library(file: Path, expressions: Sequence[str]) -> Path:
         'extern const uint8_t _end[] __attribute__((visibility("hidden")));\n'
         "}\n"
         "namespace ggr {\nnamespace cuda {\n"
+        f"{bound_types}"
         f"static const GgrKernel entries[] = {{\n{entries}}};\n"
         'extern "C" __attribute__((visibility("default"))) const GgrKernels ggr_kernels;\n'
         f"const GgrKernels ggr_kernels = {{entries, {len(names)}, __bss_start, _end}};\n"
         "}  // namespace cuda\n}  // namespace ggr\n"
     )
-    key = _key(sources_of(file), text, *CHECKED, *WARNINGS)
+    key = _key(sources, text, *CHECKED, *WARNINGS)
     source = BUILD / f"{file.stem}-{key}.cpp"
     target = source.with_suffix(".so")
     if not target.exists():

@@ -38,6 +38,8 @@ class Counts(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("launches", "graph_launches", "contexts", "streams", "events")),
         *((name, ctypes.c_uint64) for name in ("modules", "graphs", "allocations", "pinned")),
         ("bytes", ctypes.c_uint64 * 8),
+        ("peers", ctypes.c_uint64),
+        ("downloaded", ctypes.c_uint64),
     )
 
 

@@ -16,6 +16,7 @@ static const std::map<CUresult, const char*> ERRORS = {
     {500, "CUDA_ERROR_NOT_FOUND"},
     {600, "CUDA_ERROR_NOT_READY"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+    {704, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED"},
     {719, "CUDA_ERROR_LAUNCH_FAILED"},
     {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
     {901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
@@ -77,7 +78,7 @@ CUresult emu_cuDeviceGetAttribute(int* out, int attribute, CUdevice device) {
         {75, state->setup.capability / 10},
         {76, state->setup.capability % 10},
         {81, 228 << 10},  // shared memory a multiprocessor
-        {97, SHARED_AT_MOST},
+        {97, shared_at_most(state->setup.capability)},
     };
     const auto found = values.find(attribute);
     if (found == values.end())
@@ -91,8 +92,9 @@ CUresult emu_cuDeviceTotalMem(size_t* out, CUdevice device) {
     *out = state->setup.memory_bytes;
     return 0;
 }
-CUresult emu_cuCtxCreate(CUcontext* out, unsigned, CUdevice device) {
+CUresult emu_cuCtxCreate(CUcontext* out, unsigned flags, CUdevice device) {
     GGR_BEGIN(cuCtxCreate, false);
+    GGR_TRY(check_flags("cuCtxCreate", flags, 0xff));
     if (device < 0 || device >= state->setup.devices) return INVALID_DEVICE;
     static int numbers = 0;
     current = *out = state->contexts.add({++numbers, device});
@@ -127,6 +129,22 @@ CUresult emu_cuCtxSetCurrent(CUcontext context) {
     current = context;
     return 0;
 }
+CUresult emu_cuDeviceCanAccessPeer(int* out, CUdevice device, CUdevice peer) {
+    GGR_BEGIN(cuDeviceCanAccessPeer, false);
+    for (const CUdevice d : {device, peer})
+        if (d < 0 || d >= state->setup.devices) return INVALID_DEVICE;
+    *out = device != peer;
+    return 0;
+}
+CUresult emu_cuCtxEnablePeerAccess(CUcontext peer, unsigned flags) {
+    GGR_BEGIN(cuCtxEnablePeerAccess);
+    GGR_TRY(check_handle("cuCtxEnablePeerAccess", state->contexts, peer));
+    GGR_TRY(check_flags("cuCtxEnablePeerAccess", flags, 0));
+    if (peer->device == current->device) return wrong(INVALID_DEVICE, "cuCtxEnablePeerAccess to the GPU itself");
+    if (!current->peers.insert(peer).second) return wrong(PEER_ALREADY_ENABLED, "cuCtxEnablePeerAccess a second time");
+    ++state->peers;
+    return 0;
+}
 CUresult emu_cuMemGetInfo(size_t* free_bytes, size_t* total) {
     GGR_BEGIN(cuMemGetInfo);
     *total = state->setup.memory_bytes;
@@ -135,6 +153,7 @@ CUresult emu_cuMemGetInfo(size_t* free_bytes, size_t* total) {
 }
 CUresult emu_cuMemAlloc(CUdeviceptr* out, size_t bytes) {
     GGR_BEGIN(cuMemAlloc);
+    GGR_TRY(check_captures("cuMemAlloc"));
     if (bytes == 0) return INVALID_VALUE;
     if (bytes > state->setup.memory_bytes - state->used[current->device]) return CUDA_ERROR_OUT_OF_MEMORY;
     void* p = ggr_alloc(bytes, 0, GGR_DEVICE_MEMORY, current->number);
@@ -142,11 +161,12 @@ CUresult emu_cuMemAlloc(CUdeviceptr* out, size_t bytes) {
     std::memset(p, 0xcb, bytes < (1 << 20) ? bytes : 1 << 20);
     state->used[current->device] += bytes;
     *out = reinterpret_cast<CUdeviceptr>(p);
-    state->allocations[*out] = {bytes, current};
+    state->allocations[*out] = {bytes, current, 0};
     return 0;
 }
 CUresult emu_cuMemFree(CUdeviceptr p) {
     GGR_BEGIN(cuMemFree);
+    GGR_TRY(check_captures("cuMemFree"));
     const auto found = state->allocations.find(p);
     if (found == state->allocations.end()) return wrong(INVALID_VALUE, "cuMemFree of what is not allocated");
     if (found->second.context != current) return wrong(INVALID_VALUE, "cuMemFree of another context's memory");
@@ -156,18 +176,23 @@ CUresult emu_cuMemFree(CUdeviceptr p) {
     ggr_free(pointer(p));
     return 0;
 }
-CUresult emu_cuMemHostAlloc(void** out, size_t bytes, unsigned) {
+CUresult emu_cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
     GGR_BEGIN(cuMemHostAlloc);
+    GGR_TRY(check_flags("cuMemHostAlloc", flags, 7));
+    GGR_TRY(check_captures("cuMemHostAlloc"));
     if (bytes == 0) return INVALID_VALUE;
     *out = ggr_alloc(bytes, 0, GGR_HOST_MEMORY, current->number);
     if (!*out) return CUDA_ERROR_OUT_OF_MEMORY;
-    state->pinned[reinterpret_cast<uintptr_t>(*out)] = {bytes, current};
+    state->pinned[reinterpret_cast<uintptr_t>(*out)] = {bytes, current, flags};
     return 0;
 }
-CUresult emu_cuMemHostGetDevicePointer(CUdeviceptr* out, void* p, unsigned) {
+CUresult emu_cuMemHostGetDevicePointer(CUdeviceptr* out, void* p, unsigned flags) {
     GGR_BEGIN(cuMemHostGetDevicePointer);
-    if (ggr_owner(p, 1, GGR_HOST_MEMORY) < 0)
-        return wrong(INVALID_VALUE, "the device address of memory that is not pinned");
+    GGR_TRY(check_flags("cuMemHostGetDevicePointer", flags, 0));
+    const auto found = state->pinned.find(reinterpret_cast<uintptr_t>(p));
+    if (found == state->pinned.end()) return wrong(INVALID_VALUE, "the device address of memory that is not pinned");
+    if ((found->second.flags & 2) == 0)
+        return wrong(INVALID_VALUE, "the device address of memory that was not allocated to have one");
     *out = reinterpret_cast<CUdeviceptr>(p);
     return 0;
 }
@@ -175,6 +200,7 @@ CUresult emu_cuMemFreeHost(void* p) {
     GGR_BEGIN(cuMemFreeHost);
     const auto found = state->pinned.find(reinterpret_cast<uintptr_t>(p));
     if (found == state->pinned.end()) return wrong(INVALID_VALUE, "cuMemFreeHost of what is not pinned");
+    GGR_TRY(check_captures("cuMemFreeHost"));
     run_all(found->second.context);
     state->pinned.erase(found);
     ggr_free(p);
@@ -197,6 +223,7 @@ CUresult emu_cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstrea
     GGR_BEGIN(cuMemcpyDtoHAsync);
     GGR_TRY(check_device_range("cuMemcpyDtoHAsync", from, bytes, current));
     check_pinned("cuMemcpyDtoHAsync", to, bytes);
+    state->downloaded += bytes;
     return put("cuMemcpyDtoHAsync", stream, copy_of(to, pointer(from), bytes));
 }
 CUresult emu_cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {

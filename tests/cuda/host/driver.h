@@ -28,7 +28,9 @@ const char* ggr_driver_misuse(void);
 const char* ggr_driver_ran(void);
 struct GgrDriverCounts {
     uint64_t launches, graph_launches, contexts, streams, events, modules, graphs, allocations, pinned;
-    uint64_t bytes[8];  // allocated of each device
+    uint64_t bytes[8];    // allocated of each device
+    uint64_t peers;       // contexts whose memory another one's copies read directly
+    uint64_t downloaded;  // bytes copied to the host so far
 };
 void ggr_driver_counts(GgrDriverCounts*);
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/driver.h"
@@ -23,7 +24,9 @@ constexpr CUresult INVALID_VALUE = 1, NOT_INITIALIZED = 3, INVALID_DEVICE = 101,
                    INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
                    LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURE_ISOLATION = 905,
                    UPDATE_FAILURE = 910;
-constexpr int SHARED_WITHOUT_ASKING = 48 << 10, SHARED_AT_MOST = 227 << 10;
+constexpr CUresult PEER_ALREADY_ENABLED = 704;
+constexpr int SHARED_WITHOUT_ASKING = 48 << 10;
+constexpr int CAPTURE_GLOBAL = 0, CAPTURE_THREAD = 1, CAPTURE_RELAXED = 2;
 
 using Clock = std::chrono::steady_clock;
 
@@ -59,17 +62,21 @@ struct CUctx_st {
     int number, device;
     bool alive = true;
     CUresult sticky = 0;
+    std::set<CUctx_st*> peers;  // whose memory copies may read directly
 };
 struct CUstream_st {
     CUcontext context;
     bool alive = true;
     std::deque<Work> work;
     bool capturing = false, spoiled = false, running = false;
+    int capture_mode = 0;
+    std::thread::id capture_thread;
     std::shared_ptr<std::vector<Work>> captured;
 };
 struct CUevent_st {
     CUcontext context;
     bool alive = true;
+    unsigned flags = 0;
     int queries = 0;
     std::shared_ptr<Record> last;
     CUstream capturing = nullptr;  // recorded in a capture of this stream
@@ -136,13 +143,14 @@ struct State {
     struct Memory {
         size_t bytes;
         CUcontext context;
+        unsigned flags;
     };
     std::map<uintptr_t, Memory> allocations, pinned;
     uint64_t used[8] = {};
     std::map<std::string, Injection> injections;
     std::string misuse, ran, misuse_told, ran_told;
     std::set<std::string> ran_seen;
-    uint64_t launches = 0, graph_launches = 0;
+    uint64_t launches = 0, graph_launches = 0, peers = 0, downloaded = 0;
 };
 
 extern State* state;  // replaced by a set-up, and never freed: handles of before must stay readable
@@ -164,6 +172,30 @@ CUresult check_own(const char* function, const Handles<T>& handles, const T* t) 
     if (const CUresult status = check_handle(function, handles, t)) return status;
     if (t->context != current) return wrong(INVALID_CONTEXT, std::string(function) + ": a handle of another context");
     return 0;
+}
+
+// Flags with bits that the function does not know.
+inline CUresult check_flags(const char* function, unsigned long long flags, unsigned long long known) {
+    return (flags & ~known) == 0 ? 0 : wrong(INVALID_VALUE, std::string(function) + ": flags " + std::to_string(flags));
+}
+// What may wait for the device, or change its memory, spoils captures that are not relaxed: of this thread, and global
+// ones of any.
+CUresult check_captures(const char* function);
+// Shared memory that a block may have, after asking; by the tables of the Programming Guide.
+inline int shared_at_most(int capability) {
+    switch (capability) {
+        case 75:
+            return 64 << 10;
+        case 80:
+        case 87:
+            return 163 << 10;
+        case 86:
+        case 89:
+        case 120:
+            return 99 << 10;
+        default:
+            return 227 << 10;
+    }
 }
 
 // Put work on a stream (or into the graph that it captures).

@@ -114,9 +114,20 @@ static CUresult check_idle(const char* function, CUstream stream) {
     return wrong(CAPTURE_UNSUPPORTED, std::string(function) + " on a stream that is being captured");
 }
 
+CUresult check_captures(const char* function) {
+    for (CUstream_st& s : state->streams.all) {
+        if (!s.alive || !s.capturing || s.capture_mode == CAPTURE_RELAXED) continue;
+        if (s.capture_mode == CAPTURE_THREAD && s.capture_thread != std::this_thread::get_id()) continue;
+        s.spoiled = true;
+        return wrong(CAPTURE_UNSUPPORTED, std::string(function) + " while a stream is being captured");
+    }
+    return 0;
+}
+
 // ---- Streams and events ----
-CUresult emu_cuStreamCreate(CUstream* out, unsigned) {
+CUresult emu_cuStreamCreate(CUstream* out, unsigned flags) {
     GGR_BEGIN(cuStreamCreate);
+    GGR_TRY(check_flags("cuStreamCreate", flags, 1));
     *out = state->streams.add({current});
     return 0;
 }
@@ -135,11 +146,13 @@ CUresult emu_cuStreamSynchronize(CUstream stream) {
     }
     GGR_TRY(check_own("cuStreamSynchronize", state->streams, stream));
     GGR_TRY(check_idle("cuStreamSynchronize", stream));
+    GGR_TRY(check_captures("cuStreamSynchronize"));
     run_until(stream, nullptr);
     return current->sticky;
 }
-CUresult emu_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
+CUresult emu_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) {
     GGR_BEGIN(cuStreamWaitEvent);
+    GGR_TRY(check_flags("cuStreamWaitEvent", flags, 1));
     GGR_TRY(check_own("cuStreamWaitEvent", state->streams, stream));
     GGR_TRY(check_handle("cuStreamWaitEvent", state->events, event));
     if (stream->capturing != (event->capturing != nullptr)) {
@@ -150,17 +163,25 @@ CUresult emu_cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     w.record = event->last;
     return put("cuStreamWaitEvent", stream, std::move(w));
 }
-CUresult emu_cuStreamBeginCapture(CUstream stream, int) {
+CUresult emu_cuStreamBeginCapture(CUstream stream, int mode) {
     GGR_BEGIN(cuStreamBeginCapture);
+    if (mode < CAPTURE_GLOBAL || mode > CAPTURE_RELAXED) return wrong(INVALID_VALUE, "cuStreamBeginCapture: mode");
     GGR_TRY(check_own("cuStreamBeginCapture", state->streams, stream));
     GGR_TRY(check_idle("cuStreamBeginCapture", stream));
     stream->capturing = true;
+    stream->capture_mode = mode;
+    stream->capture_thread = std::this_thread::get_id();
     stream->spoiled = false;
     stream->captured = std::make_shared<std::vector<Work>>();
     return 0;
 }
 CUresult emu_cuStreamEndCapture(CUstream stream, CUgraph* out) {
-    GGR_BEGIN(cuStreamEndCapture);
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    if (const CUresult entering = enter("cuStreamEndCapture")) {  // the capture ends nevertheless
+        if (state->streams.has(stream)) stream->capturing = false;
+        *out = nullptr;
+        return entering;
+    }
     GGR_TRY(check_own("cuStreamEndCapture", state->streams, stream));
     if (!stream->capturing) return wrong(INVALID_VALUE, "cuStreamEndCapture without a capture");
     stream->capturing = false;
@@ -169,9 +190,11 @@ CUresult emu_cuStreamEndCapture(CUstream stream, CUgraph* out) {
     *out = state->graphs.add({true, stream->captured});
     return 0;
 }
-CUresult emu_cuEventCreate(CUevent* out, unsigned) {
+CUresult emu_cuEventCreate(CUevent* out, unsigned flags) {
     GGR_BEGIN(cuEventCreate);
+    GGR_TRY(check_flags("cuEventCreate", flags, 3));
     *out = state->events.add({current});
+    (*out)->flags = flags;
     return 0;
 }
 CUresult emu_cuEventDestroy(CUevent event) {
@@ -196,6 +219,7 @@ CUresult emu_cuEventQuery(CUevent event) {
     GGR_BEGIN(cuEventQuery);
     GGR_TRY(check_handle("cuEventQuery", state->events, event));
     if (event->capturing) return wrong(CAPTURE_UNSUPPORTED, "cuEventQuery of an event in a capture");
+    GGR_TRY(check_captures("cuEventQuery"));
     if (!event->last || event->last->done) return 0;
     if (event->queries++ < state->setup.queries) return CUDA_ERROR_NOT_READY;
     run_until(event->last->stream, event->last.get());
@@ -205,6 +229,7 @@ CUresult emu_cuEventSynchronize(CUevent event) {
     GGR_BEGIN(cuEventSynchronize);
     GGR_TRY(check_handle("cuEventSynchronize", state->events, event));
     if (event->capturing) return wrong(CAPTURE_UNSUPPORTED, "cuEventSynchronize of an event in a capture");
+    GGR_TRY(check_captures("cuEventSynchronize"));
     if (event->last && !event->last->done) run_until(event->last->stream, event->last.get());
     return event->context->sticky;
 }
@@ -212,6 +237,7 @@ CUresult emu_cuEventElapsedTime(float* out, CUevent from, CUevent to) {
     GGR_BEGIN(cuEventElapsedTime);
     GGR_TRY(check_handle("cuEventElapsedTime", state->events, from));
     GGR_TRY(check_handle("cuEventElapsedTime", state->events, to));
+    if (((from->flags | to->flags) & 2) != 0) return wrong(INVALID_HANDLE, "cuEventElapsedTime of events without time");
     if (!from->last || !to->last) return INVALID_HANDLE;
     if (!from->last->done || !to->last->done) return CUDA_ERROR_NOT_READY;
     *out = std::chrono::duration<float, std::milli>(to->last->when - from->last->when).count();
@@ -274,7 +300,7 @@ CUresult emu_cuFuncSetAttribute(CUfunction function, int attribute, int value) {
     GGR_BEGIN(cuFuncSetAttribute);
     GGR_TRY(check_function("cuFuncSetAttribute", function));
     if (attribute == 9) return 0;  // how much of L1 is shared memory: a hint
-    if (attribute != 8 || value < 0 || value > SHARED_AT_MOST) {
+    if (attribute != 8 || value < 0 || value > shared_at_most(state->setup.capability)) {
         return wrong(INVALID_VALUE,
                      "cuFuncSetAttribute: attribute " + std::to_string(attribute) + " = " + std::to_string(value));
     }
@@ -288,6 +314,9 @@ CUresult emu_cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsig
     const std::string name = function->kernel->name;
     if (by != 1 || bz != 1 || bx < 1 || bx > 1024)
         return wrong(INVALID_VALUE, name + ": a block of " + std::to_string(bx) + " threads");
+    if (static_cast<int>(bx) > function->kernel->max_threads)
+        return wrong(INVALID_VALUE, name + ": " + std::to_string(bx) + " threads a block, its bound is " +
+                                        std::to_string(function->kernel->max_threads));
     if (gx < 1 || gy < 1 || gz < 1 || gx > 0x7fffffffu || gy > 65535 || gz > 65535)
         return wrong(INVALID_VALUE, name + ": the grid");
     if (static_cast<int64_t>(shared_bytes) > function->max_dynamic) {
@@ -316,9 +345,10 @@ CUresult emu_cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsig
 }
 
 // ---- Graphs ----
-CUresult emu_cuGraphInstantiate(CUgraphExec* out, CUgraph graph, unsigned long long) {
-    GGR_BEGIN(cuGraphInstantiate);
-    GGR_TRY(check_handle("cuGraphInstantiate", state->graphs, graph));
+CUresult emu_cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph, unsigned long long flags) {
+    GGR_BEGIN(cuGraphInstantiateWithFlags);
+    GGR_TRY(check_handle("cuGraphInstantiateWithFlags", state->graphs, graph));
+    GGR_TRY(check_flags("cuGraphInstantiateWithFlags", flags, 15));
     *out = state->execs.add({current, true, graph->work});
     return 0;
 }
@@ -417,7 +447,9 @@ void ggr_driver_counts(GgrDriverCounts* out) {
             state->graphs.live() + state->execs.live(),
             state->allocations.size(),
             state->pinned.size(),
-            {}};
+            {},
+            state->peers,
+            state->downloaded};
     std::memcpy(out->bytes, state->used, sizeof out->bytes);
 }
 

@@ -175,6 +175,9 @@ GGR_DEVICE uint16_t float_to_bf16(float f) {
 GGR_DEVICE uint32_t pack_halves(float lo, float hi) {
     return float_to_half(lo) | static_cast<uint32_t>(float_to_half(hi)) << 16;
 }
+GGR_DEVICE uint32_t pack_brains(float lo, float hi) {
+    return float_to_bf16(lo) | static_cast<uint32_t>(float_to_bf16(hi)) << 16;
+}
 
 GGR_DEVICE float fused_add(float a, float b, float c) { return std::fma(a, b, c); }
 GGR_DEVICE float square_root(float x) { return std::sqrt(x); }
@@ -258,8 +261,11 @@ constexpr size_t args_bytes() {
     return sizeof(typename ArgsOf<decltype(F)>::type);
 }
 }  // namespace emulator
-#define GGR_ENTRY(name, ...) \
-    { name, &::ggr::cuda::emulator::enter<&__VA_ARGS__>, ::ggr::cuda::emulator::args_bytes<&__VA_ARGS__>() }
+#define GGR_ENTRY(name, max_threads, ...)                                                                     \
+    {                                                                                                         \
+        name, &::ggr::cuda::emulator::enter<&__VA_ARGS__>, ::ggr::cuda::emulator::args_bytes<&__VA_ARGS__>(), \
+            max_threads                                                                                       \
+    }
 
 }  // namespace cuda
 }  // namespace ggr

@@ -31,7 +31,12 @@ def args_struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
 
 
 class _Kernel(ctypes.Structure):
-    _fields_ = (("name", ctypes.c_char_p), ("enter", ctypes.c_void_p), ("args_bytes", ctypes.c_size_t))
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("enter", ctypes.c_void_p),
+        ("args_bytes", ctypes.c_size_t),
+        ("max_threads", ctypes.c_int),
+    )
 
 
 class _Kernels(ctypes.Structure):

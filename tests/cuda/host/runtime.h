@@ -38,6 +38,7 @@ struct GgrKernel {
     const char* name;
     void (*enter)(const void* args);
     size_t args_bytes;
+    int max_threads;  // of a block: the kernel's launch bound
 };
 // What a library of kernels exports as `ggr_kernels`.
 struct GgrKernels {
