@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggml_rpc.devices.cpu import forced_level, levels
 from tests.replay.replayer import Capture, ReplayError, Report, load, replay, row_errors
 from tests.support.servers import running_server
 
@@ -17,6 +18,9 @@ CAPTURES = Path(__file__).parent / "captures"
 # llama.cpp's by up to 2.0e-3.
 TOLERANCE = 5e-4
 IK_TOLERANCE = 5e-3
+# The captures are of servers with fused multiply-add. Without it every sum rounds otherwise, and what is quantised from
+# it may fall on the next code: 1.1e-3 at most.
+UNFUSED_TOLERANCE = 2e-3
 
 # Captures that need a server started otherwise have their own tests below.
 SPECIAL = {"two-devices", "bigvocab-cold", "bigvocab-warm"}
@@ -33,7 +37,9 @@ def check(report: Report, record_report: Callable[[Report], None]) -> None:
     """Record the figures of a replay and hold them against the tolerance."""
     record_report(report)
     assert report.reads, "the capture reads nothing"
-    tolerance = IK_TOLERANCE if report.name.startswith("ik-") else TOLERANCE
+    tolerance = UNFUSED_TOLERANCE if (forced_level() or levels()[0]) == "baseline" else TOLERANCE
+    if report.name.startswith("ik-"):
+        tolerance = IK_TOLERANCE
     bad = [f"{r.tensor}: {r.nmse:.2e}" for r in report.reads if not r.nmse <= tolerance]
     assert not bad, f"{report.name}: rows differ by more than {tolerance}: {', '.join(bad[:5])}"
 
