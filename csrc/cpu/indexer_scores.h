@@ -41,15 +41,28 @@ static inline void score_keys(float* score, const float* panel, const IndexerQue
         const int64_t n = least(HEADS, query.heads - h);
         const float* row[HEADS];
         for (int64_t i = 0; i < HEADS; ++i) row[i] = query.row(h + least(i, n - 1));
-        vf s[HEADS][VECTORS] = {};
+        // Indexed by constants alone, or it would lie in memory: 102 GFLOP/s a core instead of 63 (Zen 4, AVX-512).
+        vf s[HEADS][VECTORS];
+#pragma GCC unroll 4
+        for (int i = 0; i < HEADS; ++i)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) s[i][v] = vf{};
         for (int64_t d = 0; d < query.size; ++d) {
             vf k[VECTORS];
+#pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) k[v] = vload(panel + d * KEYS + v * VL);
+#pragma GCC unroll 4
             for (int i = 0; i < HEADS; ++i)
+#pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; ++v) s[i][v] += k[v] * row[i][d];
         }
-        for (int64_t i = 0; i < n; ++i)
-            for (int v = 0; v < VECTORS; ++v) total[v] += vmax(s[i][v], vf{}) * query.weight(h + i);
+#pragma GCC unroll 4
+        for (int i = 0; i < HEADS; ++i) {
+            if (i >= n) break;
+            const float weight = query.weight(h + i);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) total[v] += vmax(s[i][v], vf{}) * weight;
+        }
     }
     for (int v = 0; v < VECTORS; ++v) vstore(score + v * VL, total[v]);
 }

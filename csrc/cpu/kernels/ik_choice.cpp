@@ -131,34 +131,33 @@ bool prepare_topk(PlanBuilder& builder, const Tensor& node) {
 
 // ---- MASK_TOPK: -inf at all places of a row but those listed; rows without a list as they are ----
 
-// Floor: bytes of mask and result over memory bandwidth. A part of a row is passed over twice: once to note which of
-// its places are listed, once to add.
-constexpr int64_t LONGEST_PART = 2 * PART;
-
+// Floor: bytes of mask and result over memory bandwidth. Items are rows; listed values are put aside first, since the
+// result may lie on the mask.
 template <class F>
 bool run_mask_topk(const Step& step, int64_t begin, int64_t end, Worker& worker) {
     using Element = typename F::Element;
     const Tensor &dst = *step.dst, &mask = *step.src[0], &ids = *step.src[1];
-    float added[LONGEST_PART + VL];
-    for (int64_t index = begin; index < end; ++index) {
-        const Item item = item_of(step, index);
-        Element* to = reinterpret_cast<Element*>(row_at(dst, item.i1, item.i2, item.i3)) + item.at;
-        const Element* from = reinterpret_cast<const Element*>(row_at(mask, item.i1, item.i2, item.i3)) + item.at;
-        if (item.i1 >= ids.ne[1]) {
-            std::memmove(to, from, static_cast<size_t>(item.n) * sizeof(Element));
+    const int64_t n = mask.ne[0];
+    float* const kept = floats(worker.local);
+    RowCursor row(dst, begin);
+    for (int64_t item = begin; item < end; ++item, row.next()) {
+        Element* to = reinterpret_cast<Element*>(row.of(dst));
+        const Element* from = reinterpret_cast<const Element*>(row.of(mask));
+        if (row.i1 >= ids.ne[1]) {
+            std::memmove(to, from, static_cast<size_t>(n) * sizeof(Element));
             continue;
         }
-        for (int64_t i = 0; i < item.n; i += VL) vstore(added + i, vset(-__builtin_inff()));
-        const uint8_t* list = row_at(ids, item.i1, item.i2, item.i3);
+        const uint8_t* list = row.of(ids);
         for (int64_t j = 0; j < ids.ne[0]; ++j) {
-            int32_t id;
-            std::memcpy(&id, list + j * ids.nb[0], sizeof id);
-            if (id < 0 || id >= mask.ne[0]) return fail_index(worker, step, &ids, id, mask.ne[0]);
-            if (id >= item.at && id < item.at + item.n) added[id - item.at] = 0.0f;
+            const int64_t id = *reinterpret_cast<const int32_t*>(list + j * ids.nb[0]);
+            if (id < 0 || id >= n) return fail_index(worker, step, &ids, id, n);
+            kept[j] = F::get(from + id) + 0.0f;
         }
         int64_t i = 0;
-        for (; i + VL <= item.n; i += VL) F::store(to + i, F::load(from + i) + vload(added + i));
-        for (; i < item.n; ++i) F::put(to + i, F::get(from + i) + added[i]);
+        for (; i + VL <= n; i += VL) F::store(to + i, F::load(from + i) - __builtin_inff());
+        for (; i < n; ++i) F::put(to + i, F::get(from + i) - __builtin_inff());
+        for (int64_t j = 0; j < ids.ne[0]; ++j)
+            F::put(to + *reinterpret_cast<const int32_t*>(list + j * ids.nb[0]), kept[j]);
     }
     return true;
 }
@@ -169,10 +168,9 @@ bool prepare_mask_topk(PlanBuilder& builder, const Tensor& node) {
     if (node.type != mask.type || (mask.type != TYPE_F32 && mask.type != TYPE_F16) || ids.type != TYPE_I32)
         return builder.unsupported(node, "types %s, %s -> %s", type_traits(mask.type)->name,
                                    type_traits(ids.type)->name, type_traits(node.type)->name);
-    const Split split = split_rows(node, false);
-    Step& step = builder.add(mask.type == TYPE_F32 ? run_mask_topk<F32> : run_mask_topk<F16>, node, split.items,
-                             n_elements(node) + split.items * ids.ne[0]);
-    keep_split(step, split);
+    builder.need_local(ids.ne[0] * 4);
+    builder.add(mask.type == TYPE_F32 ? run_mask_topk<F32> : run_mask_topk<F16>, node, n_rows(node),
+                n_elements(node) + 4 * n_elements(ids));
     return true;
 }
 
@@ -187,6 +185,21 @@ inline vi zeros_at(const uint16_t* p) {
     return (vi)(__builtin_convertvector(h, vu) == 0);
 }
 
+// A bit for each lane that is set.
+inline uint32_t lane_bits(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__x86_64__)
+    return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < VL; ++i) bits |= mask[i] != 0 ? 1u << i : 0u;
+    return bits;
+#endif
+}
+
 template <class T>
 bool run_mask_to_idx(const Step& step, int64_t begin, int64_t end, Worker&) {
     const Tensor &dst = *step.dst, &mask = *step.src[0];
@@ -195,15 +208,13 @@ bool run_mask_to_idx(const Step& step, int64_t begin, int64_t end, Worker&) {
     for (int64_t item = begin; item < end; ++item, row.next()) {
         const T* from = reinterpret_cast<const T*>(row.of(mask));
         int32_t* to = reinterpret_cast<int32_t*>(row.of(dst));
-        int64_t found = 0, i = 0;
         // Padding rows may hold anything, more zeros than there is room for too: what does not fit is left out.
-        const auto offer = [&](int64_t at) {
-            if (from[at] == 0 && found < room) to[found++] = static_cast<int32_t>(at);
-        };
-        for (; i + VL <= n; i += VL)
-            if (vany(zeros_at(from + i)))
-                for (int64_t j = i; j < i + VL; ++j) offer(j);
-        for (; i < n; ++i) offer(i);
+        int64_t found = 0, i = 0;
+        for (; i + VL <= n && found < room; i += VL)
+            for (uint32_t bits = lane_bits(zeros_at(from + i)); bits != 0 && found < room; bits &= bits - 1)
+                to[found++] = static_cast<int32_t>(i) + __builtin_ctz(bits);
+        for (; i < n && found < room; ++i)
+            if (from[i] == 0) to[found++] = static_cast<int32_t>(i);
         for (; found < room; ++found) to[found] = -1;
     }
     return true;

@@ -136,10 +136,9 @@ bool prepare_hc_pre(PlanBuilder& builder, const Tensor& node) {
 
 // ---- DS4_COMP: channel by channel, the mean of listed rows of the state by the softmax of their scores ----
 
-// Floor: bytes of the listed rows over memory bandwidth, or two vexp a row and vector. Items are parts of CHANNELS
-// channels of a block.
-constexpr int64_t CHANNELS = 64;
-constexpr int CHANNEL_VECTORS = CHANNELS / VL;
+// Floor: bytes of the listed rows over memory bandwidth, or one vexp an element. Items are parts of CHANNELS channels
+// of a block: a row's part is 1 KiB, since listed rows lie apart and what is fetched of each should be long.
+constexpr int64_t CHANNELS = 256;
 
 // The rows of one block: `first` of them with channels [0, width), and for kind 0 as many with channels behind.
 struct Block {
@@ -156,32 +155,28 @@ struct Block {
     int64_t offset(int64_t j) const { return j < ratio ? 0 : width; }
 };
 
-// The scores twice (the largest, then the sum), since rows come back from the caches: N vectors of channels from `at`.
-template <int N>
-void average(const Block& b, int64_t at, float* to) {
-    vf top[N], sum[N], mean[N];
-    for (int v = 0; v < N; ++v) {
-        top[v] = vset(-__builtin_inff());
-        sum[v] = mean[v] = vf{};
-    }
+// The scores twice (the largest, then the sum), since rows come back from the caches: n <= CHANNELS channels from `at`.
+void average(const Block& b, int64_t at, int64_t n, float* to) {
+    float top[CHANNELS], sum[CHANNELS] = {}, mean[CHANNELS] = {};
+    for (int64_t i = 0; i < n; i += VL) vstore(top + i, vset(-__builtin_inff()));
     for (int64_t j = 0; j < b.rows(); ++j) {
         const float* score = floats(b.score.data + b.row(j) * b.score.nb[1]) + b.offset(j) + at;
-        for (int v = 0; v < N; ++v) top[v] = vmax(vload(score + v * VL), top[v]);
+        for (int64_t i = 0; i < n; i += VL) vstore(top + i, vmax(vload(score + i), vload(top + i)));
     }
     for (int64_t j = 0; j < b.rows(); ++j) {
         const int64_t row = b.row(j), offset = b.offset(j) + at;
         const float *score = floats(b.score.data + row * b.score.nb[1]) + offset,
                     *state = floats(b.state.data + row * b.state.nb[1]) + offset;
-        for (int v = 0; v < N; ++v) {
-            const vf weight = vexp(vload(score + v * VL) - top[v]);
-            sum[v] += weight;
-            mean[v] += weight * vload(state + v * VL);
+        for (int64_t i = 0; i < n; i += VL) {
+            const vf weight = vexp(vload(score + i) - vload(top + i));
+            vstore(sum + i, vload(sum + i) + weight);
+            vstore(mean + i, vload(mean + i) + weight * vload(state + i));
         }
     }
     // Where no row counts, stock gives 0 for overlapping blocks and NaN for others.
-    for (int v = 0; v < N; ++v) {
-        const vf y = mean[v] / sum[v];
-        vstore(to + v * VL, b.overlapping ? vselect(sum[v] > vf{}, y, vf{}) : y);
+    for (int64_t i = 0; i < n; i += VL) {
+        const vf total = vload(sum + i), y = vload(mean + i) / total;
+        vstore(to + i, b.overlapping ? vselect(total > vf{}, y, vf{}) : y);
     }
 }
 
@@ -196,11 +191,7 @@ bool run_ds4_comp(const Step& step, int64_t begin, int64_t end, Worker& worker) 
                          dst.ne[0], overlapping};
         for (int64_t j = 0; j < b.rows(); ++j)
             if (b.row(j) < 0 || b.row(j) >= state.ne[1]) return fail_index(worker, step, &ids, b.row(j), state.ne[1]);
-        float* to = floats(dst.data + block * dst.nb[1]) + at;
-        if (at + CHANNELS <= dst.ne[0])
-            average<CHANNEL_VECTORS>(b, at, to);
-        else
-            for (int64_t i = 0; at + i < dst.ne[0]; i += VL) average<1>(b, at + i, to + i);
+        average(b, at, least(CHANNELS, dst.ne[0] - at), floats(dst.data + block * dst.nb[1]) + at);
     }
     return true;
 }
