@@ -125,7 +125,7 @@ def test_integers(rng: np.random.Generator) -> None:
     divisor = 7777
     shift = math.ceil(math.log2(divisor))
     c[4:7] = [divisor, (1 << 32) * ((1 << shift) - divisor) // divisor + 1, shift]
-    got = run("integers", n * 6, a, b, c, grid=(2,), threads=256, slack=512).reshape(n, 6)
+    got = run("integers", n * 7, a, b, c, grid=(2,), threads=256, slack=512).reshape(n, 7)
     bytes_a, bytes_b = a.view(np.int8).reshape(n, 4), b.view(np.int8).reshape(n, 4)
     dots = (bytes_a.astype(np.int64) * bytes_b).sum(1) + c.view(np.int32)
     assert np.array_equal(got[:, 0].view(np.int32), dots.astype(np.int32))
@@ -138,6 +138,9 @@ def test_integers(rng: np.random.Generator) -> None:
         expected = [int.from_bytes(raw[4 * i + offset : 4 * i + offset + 4].tobytes(), "little") for i in range(n)]
         assert np.array_equal(got[:, column], np.array(expected, np.uint32))
     assert np.array_equal(got[:, 5], (a & 0x7FFFFFFF) // divisor)
+    both = np.concatenate([a.view(np.uint8).reshape(n, 4), b.view(np.uint8).reshape(n, 4)], axis=1)
+    named = (c[:, None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 7
+    assert np.array_equal(got[:, 6], np.take_along_axis(both, named, 1).view(np.uint32).ravel())
 
 
 def test_exchanges(rng: np.random.Generator) -> None:

@@ -25,7 +25,11 @@ constexpr int MASK_FORMAT = 1 << 28;
 
 bool is_cache_block(int32_t type) {
     return type == TYPE_Q8_0 || type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 ||
-           type == TYPE_IQ4_NL;
+           type == TYPE_IQ4_NL || type == TYPE_Q6_0 || type == TYPE_Q8_KV;
+}
+// Rows with a header begin with a float.
+bool header_aligned(const Tensor& t) {
+    return type_traits(t.type)->row_meta == 0 || rows_aligned(view_of(t), block_bytes(t.type), 4);
 }
 
 int64_t common_divisor(int64_t a, int64_t b) {
@@ -45,7 +49,7 @@ bool legal(const Tensor& node) {
     const Tensor *mask = node.src[3], *sinks = node.src[4];
     if (!packed_f32(q) || !packed_f32(node)) return false;
     if ((!is_float(k.type) && !is_cache_block(k.type)) || (!is_float(v.type) && !is_cache_block(v.type))) return false;
-    if (!rows_contiguous(k) || !rows_contiguous(v)) return false;
+    if (!rows_contiguous(k) || !rows_contiguous(v) || !header_aligned(k) || !header_aligned(v)) return false;
     if (k.ne[0] > 768 || v.ne[0] > 768) return false;
     if (k.ne[0] != q.ne[0] || k.ne[1] != v.ne[1] || !divides(k.ne[2], q.ne[2]) || !divides(v.ne[2], q.ne[2]))
         return false;

@@ -15,6 +15,7 @@ constexpr int64_t TRANSPOSED_LEAST = 16;  // elements in both dimensions from wh
 template <class... Values>
 bool launch_units(PlanBuilder& builder, const Tensor& node, const View& from, const View& to, int64_t total,
                   const char* expression, Values... values) {
+    if (total >= MAX_UNITS) return false;
     const int64_t from_all = from.ne[0] * from.ne[1] * from.ne[2] * from.ne[3];
     const int64_t to_all = to.ne[0] * to.ne[1] * to.ne[2] * to.ne[3];
     if (from_all >= MAX_UNITS || to_all >= MAX_UNITS) return false;
@@ -26,6 +27,7 @@ bool launch_units(PlanBuilder& builder, const Tensor& node, const View& from, co
         args.to_ne[i] = divisor_of(static_cast<uint32_t>(to.ne[i]));
     }
     args.total = static_cast<uint32_t>(total);
+    args.row = node.ne[0];
     const int threads = total <= 8192 ? 64 : COPY_THREADS;
     const Grid grid = {static_cast<uint32_t>((total + threads - 1) / threads), 1, 1};
     builder.launch(node, grid, threads, 0, args, "copy", expression, values...);
@@ -90,7 +92,7 @@ const char* number_name(int32_t type) { return type == TYPE_I32 ? "I32" : float_
 // Relies on: equal numbers of elements; rows of quantised tensors hold whole blocks, those of a float source too.
 bool prepare(PlanBuilder& builder, const Tensor& node) {
     const Tensor& src = *node.src[0];
-    if (is_empty(node) || type_traits(src.type)->row_meta != 0 || type_traits(node.type)->row_meta != 0) return false;
+    if (is_empty(node)) return false;
     const int64_t n = n_elements(node);
     View from = view_of(src), to = view_of(node);
     if (src.type == node.type) {
@@ -101,11 +103,10 @@ bool prepare(PlanBuilder& builder, const Tensor& node) {
                launch_units(builder, node, from, to, n, "copy_bits<Unit%d>", static_cast<int>(size));
     }
     if (!readable(src) || !readable(node)) return false;
-    const QuantisedType* quantised = quantised_type(src.type);
-    if (quantised != nullptr && node.type == TYPE_F32) {
-        from.ne[0] /= 16;
-        from.nb[0] = 0;
-        return launch_units(builder, node, from, to, n / 16, "copy_dequantised<%s>", quantised->name);
+    if (quantised_type(src.type) != nullptr && node.type == TYPE_F32) return add_dequantised(builder, node, src);
+    if (src.type == TYPE_F32 && node.type == TYPE_Q8_KV) {
+        from.ne[0] = to.ne[0] = 1;
+        return launch_units(builder, node, from, to, WARP * n_rows(node), "copy_to_q8_kv");
     }
     if (float_name(src.type) != nullptr && is_cache_type(node.type)) {
         from.ne[0] /= 32;
@@ -136,7 +137,9 @@ void list_kernels(void* context, KernelSink sink) {
             if (from != to) list_kernel(context, sink, "copy", "copy_converted<%s, %s>", from, to);
     list_kernel(context, sink, "copy", "copy_converted<%s, %s>", "F32", "I32");
     list_kernel(context, sink, "copy", "copy_converted<%s, %s>", "I32", "F32");
+    sink(context, {"copy", "copy_to_q8_kv"});
     for (const QuantisedType& type : QUANTISED_TYPES) {
+        if (type.supply == SUPPLY_INTERLEAVED) continue;  // rules keep single rows of groups from every other op
         list_kernel(context, sink, "copy", "copy_dequantised<%s>", type.name);
         if (!is_cache_type(type.type)) continue;
         for (const char* from : FLOATS) list_kernel(context, sink, "copy", "copy_quantised<%s, %s>", from, type.name);
@@ -144,6 +147,15 @@ void list_kernels(void* context, KernelSink sink) {
 }
 
 }  // namespace
+
+bool add_dequantised(PlanBuilder& builder, const Tensor& node, const Tensor& src) {
+    const QuantisedType* type = quantised_type(src.type);
+    if (type->supply == SUPPLY_INTERLEAVED || !readable(src)) return false;
+    View from = view_of(src);
+    from.ne[0] /= 16;
+    from.nb[0] = 0;
+    return launch_units(builder, node, from, view_of(node), n_elements(node) / 16, "copy_dequantised<%s>", type->name);
+}
 
 const Family COPY = {enter, list_kernels};
 

@@ -11,6 +11,8 @@ const Family* families(size_t* count) {
         UNARY,
         NORM,
         MATMUL,
+        GATED,
+        IK,
         ROWS,
         COPY,
         SOFTMAX,

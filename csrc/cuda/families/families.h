@@ -10,6 +10,8 @@ extern const Family ELEMENTWISE;
 extern const Family UNARY;
 extern const Family NORM;
 extern const Family MATMUL;
+extern const Family GATED;
+extern const Family IK;
 extern const Family ROWS;
 extern const Family COPY;
 extern const Family SOFTMAX;

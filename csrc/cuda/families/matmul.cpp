@@ -1,15 +1,14 @@
-// MUL_MAT, MUL_MAT_ID, and two of them that a GLU joins: activations converted once a tensor, then vector products (few
-// columns) or tiles.
+// MUL_MAT, MUL_MAT_ID, and two of them that a gate joins: activations converted once a tensor, then vector products
+// (few columns) or tiles.
 #include "cuda/families/families.h"
+#include "cuda/families/gates.h"
 #include "cuda/families/types.h"
-#include "cuda/kernels/products.h"
 
 namespace ggr {
 namespace cuda {
 
 namespace {
 
-constexpr int64_t MAX_VECTOR_COLUMNS = 8;
 constexpr int64_t MAX_VECTOR_PAIRS =
     64;  // each pair reads its expert's weights itself; the L2 cache has the repeated ones
 constexpr int NARROW = 32, MIDDLE = 64, WIDE = 128;  // columns of a tile
@@ -27,17 +26,20 @@ struct Engine {
 
 // Rows of plain types can be copied 16 bytes at a time.
 bool packed_rows(const Tensor& w) {
-    return !is_quantized(w.type) && rows_at(w, 16) && w.ne[0] * block_bytes(w.type) % 16 == 0;
+    return float_name(w.type) != nullptr && rows_at(w, 16) && w.ne[0] * block_bytes(w.type) % 16 == 0;
 }
 
 bool find_engine(const PlanBuilder& builder, const Tensor& w, bool vector, Engine* engine) {
     engine->quantised = quantised_type(w.type);
-    engine->plain = float_name(w.type);
+    const bool interleaved = w.type == TYPE_BF16_R16;
+    engine->plain = interleaved ? "BF16_R16" : float_name(w.type);
     engine->vector = vector;
     if (engine->quantised == nullptr && engine->plain == nullptr) return false;
+    if (interleaved && builder.hardware().capability < 80) return false;  // its tiles are for tensor cores alone
     // Elements of BF16 that must be read one by one take the simple tiles, as where tensor cores do not know the type.
-    const bool brain = w.type == TYPE_BF16;
-    engine->tensor_cores = w.type != TYPE_F32 && !(brain && (builder.hardware().capability < 80 || !packed_rows(w)));
+    const bool brain = w.type == TYPE_BF16 || interleaved;
+    const bool in_cores = interleaved || (builder.hardware().capability >= 80 && packed_rows(w));
+    engine->tensor_cores = w.type != TYPE_F32 && (!brain || in_cores);
     if (vector)
         engine->format = engine->quantised != nullptr ? ACTIVATION_Q8 : ACTIVATION_F32;
     else
@@ -119,23 +121,29 @@ void launch_vector(PlanBuilder& builder, const Tensor& node, const Engine& engin
     args.split = split_of(builder, w, engine, static_cast<int64_t>(yz.y) * yz.z);
     const int64_t rows = VECTOR_ROWS * (VECTOR_THREADS / WARP) / args.split;
     const Grid grid = {static_cast<uint32_t>(ceil_div(w.ne[1], rows)), yz.y, yz.z};
-    int columns = 1;
-    while (columns < args.columns) columns *= 2;
+    const int* columns = variants_of(w.type).columns;
+    while (*columns < args.columns) ++columns;
     if (engine.quantised != nullptr)
         builder.launch(node, grid, VECTOR_THREADS, 0, args, "matvec", "vector_quantised<%s, %d>",
-                       engine.quantised->name, columns);
+                       engine.quantised->name, *columns);
     else
-        builder.launch(node, grid, VECTOR_THREADS, 0, args, "matvec", "vector_plain<%s, %d>", engine.plain, columns);
+        builder.launch(node, grid, VECTOR_THREADS, 0, args, "matvec", "vector_plain<%s, %d>", engine.plain, *columns);
 }
 
 // Rows of the weights that a tile has, and its columns for `n` of them in `matrices` products.
 int64_t tile_rows(const Engine& engine) { return engine.tensor_cores ? TILE_ROWS : PLAIN_TILE; }
-int tile_width(const PlanBuilder& builder, const Tensor& w, const Engine& engine, int64_t n, int64_t matrices) {
+// The width of tiles that there are for a type, at least `wanted` if there are such.
+int width_of(const Engine& engine, const Tensor& w, int wanted) {
     if (!engine.tensor_cores) return PLAIN_TILE;
+    const int* widths = variants_of(w.type).widths;
+    while (*widths < wanted && widths[1] != 0) ++widths;
+    return *widths;
+}
+int tile_width(const PlanBuilder& builder, const Tensor& w, const Engine& engine, int64_t n, int64_t matrices) {
     // As wide as the columns are, if that still makes enough blocks: two wide ones fit on a multiprocessor.
     const int64_t row_tiles = ceil_div(w.ne[1], TILE_ROWS) * matrices, units = builder.hardware().multiprocessors;
-    if (n > MIDDLE && 2 * row_tiles * ceil_div(n, WIDE) >= 3 * units) return WIDE;
-    return n > NARROW && row_tiles * ceil_div(n, MIDDLE) >= units ? MIDDLE : NARROW;
+    if (n > MIDDLE && 2 * row_tiles * ceil_div(n, WIDE) >= 3 * units) return width_of(engine, w, WIDE);
+    return width_of(engine, w, n > NARROW && row_tiles * ceil_div(n, MIDDLE) >= units ? MIDDLE : NARROW);
 }
 
 void launch_tiles(PlanBuilder& builder, const Tensor& node, const Engine& engine, const ProductArgs& args, int width,
@@ -146,6 +154,8 @@ void launch_tiles(PlanBuilder& builder, const Tensor& node, const Engine& engine
     else if (engine.quantised != nullptr)
         builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles<QuantisedRows<%s>, %d>",
                        engine.quantised->name, width);
+    else if (node.src[0]->type == TYPE_BF16_R16)
+        builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles<InterleavedRows, %d>", width);
     else
         builder.launch(node, grid, TILE_THREADS, 0, args, "matmul", "tiles<PlainRows<%s>, %d>",
                        node.src[0]->type == TYPE_BF16 ? "true" : "false", width);
@@ -181,7 +191,7 @@ bool prepare_mul_mat(PlanBuilder& builder, const Tensor& node) {
     const Tensor &w = *node.src[0], &x = *node.src[1];
     Product product;
     Engine engine;
-    if (!matrix_product(node, &product) || !find_engine(builder, w, product.columns <= MAX_VECTOR_COLUMNS, &engine))
+    if (!matrix_product(node, &product) || !find_engine(builder, w, product.columns <= most_columns(w.type), &engine))
         return false;
     ProductArgs& args = product.args;
     const uint32_t z = static_cast<uint32_t>(product.matrices);
@@ -239,10 +249,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
         return true;
     }
     const int64_t busy = pairs < w.ne[2] ? pairs : w.ne[2];
-    const int width = !engine.tensor_cores    ? PLAIN_TILE
-                      : pairs / busy > MIDDLE ? WIDE
-                      : pairs / busy > NARROW ? MIDDLE
-                                              : NARROW;
+    const int width = width_of(engine, w, pairs / busy > MIDDLE ? WIDE : pairs / busy > NARROW ? MIDDLE : NARROW);
     // Every expert can have one tile that is not full, and so can the pairs without an expert.
     const int64_t max_tiles = pairs / width + (pairs < w.ne[2] + 1 ? pairs : w.ne[2] + 1);
     if (max_tiles > MAX_GRID) return false;
@@ -298,31 +305,11 @@ uint32_t fuse_gated(PlanBuilder& builder, uint32_t i) {
     if (i + 2 >= graph.n_nodes) return 0;
     const Tensor &a = *graph.nodes[i], &b = *graph.nodes[i + 1], &glu = *graph.nodes[i + 2];
     if (!operands_fit(a) || !same_products(builder, a, b, glu)) return 0;
-    const bool by_id = a.op == OP_MUL_MAT_ID;
-    const Tensor& gate = *glu.src[0];
-    Engine engine;
-    Product product;
-    if (!find_engine(builder, *a.src[0], true, &engine)) return 0;
-    if (by_id ? !pair_product(builder, gate, &product) || product.columns > MAX_VECTOR_PAIRS
-              : !matrix_product(gate, &product) || product.columns > 1)
-        return 0;
-    GatedArgs args = {product.args, glu.src[1]->src[0]->data, glu.params[0], param_f32(glu, 2), param_f32(glu, 3)};
-    args.product.columns = 1;
-    args.product.dst = glu.data;
-    for (int k = 0; k < 3; ++k) args.product.dst_nb[k] = glu.nb[k + 1];
-    args.product.packed = args.product.packed && rows_at(*glu.src[1]->src[0], 16);
-    take_activations(builder, glu, *a.src[1], engine.format, &args.product);
-    const Tensor& w = *a.src[0];
-    const int64_t blocks = by_id ? product.columns : product.matrices;
-    args.product.split = split_of(builder, w, engine, 2 * blocks);
-    const int64_t rows = VECTOR_THREADS / WARP / args.product.split;
-    const Grid grid = {static_cast<uint32_t>(ceil_div(w.ne[1], rows)), static_cast<uint32_t>(by_id ? blocks : 1),
-                       static_cast<uint32_t>(by_id ? 1 : blocks)};
-    if (engine.quantised != nullptr)
-        builder.launch(glu, grid, VECTOR_THREADS, 0, args, "matvec", "gated_quantised<%s>", engine.quantised->name);
-    else
-        builder.launch(glu, grid, VECTOR_THREADS, 0, args, "matvec", "gated_plain<%s>", engine.plain);
-    return 3;
+    GatedArgs gate = {};
+    gate.kind = glu.params[0];
+    gate.alpha = param_f32(glu, 2);
+    gate.limit = param_f32(glu, 3);
+    return add_gated_vector(builder, glu, *glu.src[0], *glu.src[1]->src[0], gate) ? 3 : 0;
 }
 
 void enter(OpTable& table) {
@@ -333,22 +320,26 @@ void enter(OpTable& table) {
 }
 
 void list_kernels(void* context, KernelSink sink) {
+    const Variants& plain = variants_of(TYPE_F32);
     for (const char* from : FLOATS) {
         list_kernel(context, sink, "activations", "activations_q8<%s>", from);
         list_kernel(context, sink, "activations", "activations_f16<%s>", from);
         list_kernel(context, sink, "activations", "activations_plain<%s, BF16>", from);
         list_kernel(context, sink, "activations", "activations_plain<%s, F32>", from);
-        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
-            list_kernel(context, sink, "matvec", "vector_plain<%s, %d>", from, n);
+        for (const int* n = plain.columns; *n != 0; ++n)
+            list_kernel(context, sink, "matvec", "vector_plain<%s, %d>", from, *n);
     }
     for (const char* from : FLOATS) list_kernel(context, sink, "matvec", "gated_plain<%s>", from);
     for (const QuantisedType& type : QUANTISED_TYPES) {
-        list_kernel(context, sink, "matvec", "gated_quantised<%s>", type.name);
-        for (int n = 1; n <= MAX_VECTOR_COLUMNS; n *= 2)
-            list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, n);
-        for (const int width : {NARROW, MIDDLE, WIDE})
-            list_kernel(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, width);
+        const Variants& variants = variants_of(type.type);
+        if (variants.gated) list_kernel(context, sink, "matvec", "gated_quantised<%s>", type.name);
+        for (const int* n = variants.columns; *n != 0; ++n)
+            list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, *n);
+        for (const int* width = variants.widths; *width != 0; ++width)
+            list_kernel(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, *width);
     }
+    sink(context, {"matvec", "vector_plain<BF16_R16, 1>"});
+    sink(context, {"matmul", "tiles<InterleavedRows, 64>"});
     for (const int width : {NARROW, MIDDLE, WIDE}) {
         list_kernel(context, sink, "matmul", "tiles<PlainRows<false>, %d>", width);
         list_kernel(context, sink, "matmul", "tiles<PlainRows<true>, %d>", width);
@@ -359,6 +350,40 @@ void list_kernels(void* context, KernelSink sink) {
 }
 
 }  // namespace
+
+bool add_product(PlanBuilder& builder, const Tensor& node) {
+    return node.op == OP_MUL_MAT_ID ? prepare_mul_mat_id(builder, node) : prepare_mul_mat(builder, node);
+}
+
+bool add_gated_vector(PlanBuilder& builder, const Tensor& to, const Tensor& gate, const Tensor& up,
+                      const GatedArgs& gated) {
+    const Tensor& w = *gate.src[0];
+    const bool by_id = gate.op == OP_MUL_MAT_ID;
+    Engine engine;
+    Product product;
+    if (!variants_of(w.type).gated || !find_engine(builder, w, true, &engine)) return false;
+    if (by_id ? !pair_product(builder, gate, &product) || product.columns > MAX_VECTOR_PAIRS
+              : !matrix_product(gate, &product) || product.columns > 1)
+        return false;
+    GatedArgs args = gated;
+    args.product = product.args;
+    args.up = up.data;
+    args.product.columns = 1;
+    args.product.dst = to.data;
+    for (int k = 0; k < 3; ++k) args.product.dst_nb[k] = to.nb[k + 1];
+    args.product.packed = args.product.packed && rows_at(up, 16);
+    take_activations(builder, to, *gate.src[1], engine.format, &args.product);
+    const int64_t blocks = by_id ? product.columns : product.matrices;
+    args.product.split = split_of(builder, w, engine, 2 * blocks);
+    const int64_t rows = VECTOR_THREADS / WARP / args.product.split;
+    const Grid grid = {static_cast<uint32_t>(ceil_div(w.ne[1], rows)), static_cast<uint32_t>(by_id ? blocks : 1),
+                       static_cast<uint32_t>(by_id ? 1 : blocks)};
+    if (engine.quantised != nullptr)
+        builder.launch(to, grid, VECTOR_THREADS, 0, args, "matvec", "gated_quantised<%s>", engine.quantised->name);
+    else
+        builder.launch(to, grid, VECTOR_THREADS, 0, args, "matvec", "gated_plain<%s>", engine.plain);
+    return true;
+}
 
 const Family MATMUL = {enter, list_kernels};
 

@@ -18,7 +18,7 @@ uint32_t ceil_div(int64_t a, int64_t b) { return static_cast<uint32_t>((a + b - 
 bool prepare_get_rows(PlanBuilder& builder, const Tensor& node) {
     const Tensor &src = *node.src[0], &ids = *node.src[1];
     if (ids.type != TYPE_I32 || !readable(ids) || !rows_contiguous(src) || !rows_contiguous(node)) return false;
-    if (n_rows(node) >= MAX_UNITS || type_traits(src.type)->row_meta != 0) return false;
+    if (n_rows(node) >= MAX_UNITS) return false;
     GetRowsArgs args = {};
     args.src = view_of(src);
     args.ids = view_of(ids);
@@ -34,7 +34,7 @@ bool prepare_get_rows(PlanBuilder& builder, const Tensor& node) {
     const QuantisedType* quantised = quantised_type(src.type);
     if (as_is)
         builder.launch(node, grid, ROWS_THREADS, 0, args, "rows", "get_rows_bytes");
-    else if (quantised != nullptr && node.type == TYPE_F32)
+    else if (quantised != nullptr && quantised->supply != SUPPLY_INTERLEAVED && node.type == TYPE_F32)
         builder.launch(node, grid, ROWS_THREADS, 0, args, "rows", "get_rows_quantised<%s>", quantised->name);
     else if (src.type == TYPE_I32 && node.type == TYPE_I32)  // four bytes are four bytes
         builder.launch(node, grid, ROWS_THREADS, 0, args, "rows", "get_rows_plain<%s>", "F32");
@@ -49,14 +49,16 @@ bool prepare_get_rows(PlanBuilder& builder, const Tensor& node) {
 // b, c].
 bool prepare_set_rows(PlanBuilder& builder, const Tensor& node) {
     const Tensor &src = *node.src[0], &ids = *node.src[1];
-    const bool to_blocks = is_cache_type(node.type);
-    if ((src.type != TYPE_F32 && src.type != TYPE_F16) || (!to_blocks && float_name(node.type) == nullptr))
+    const bool to_blocks = is_cache_type(node.type), to_rows = node.type == TYPE_Q8_KV && src.type == TYPE_F32;
+    if ((src.type != TYPE_F32 && src.type != TYPE_F16) || (!to_blocks && !to_rows && float_name(node.type) == nullptr))
         return false;
     if ((ids.type != TYPE_I32 && ids.type != TYPE_I64) || !readable(src) || !readable(ids) || !readable(node))
         return false;
     if (!rows_contiguous(src) || !rows_contiguous(node) || n_elements(src) >= MAX_UNITS) return false;
     if (is_empty(src) || is_empty(ids)) return false;
-    const int64_t width = src.ne[0] / block_size(node.type), total = width * n_rows(src);
+    const int64_t width = to_rows ? 1 : src.ne[0] / block_size(node.type), total = width * n_rows(src);
+    const int64_t all_threads = to_rows ? WARP * total : total;
+    if (all_threads >= MAX_UNITS) return false;
     SetRowsArgs args = {};
     args.src = view_of(src);
     args.ids = view_of(ids);
@@ -69,10 +71,12 @@ bool prepare_set_rows(PlanBuilder& builder, const Tensor& node) {
     args.total = static_cast<uint32_t>(total);
     args.wide = ids.type == TYPE_I64;
     args.site = builder.fault_site(node, 1);
-    const int threads = total <= 8192 ? 64 : COPY_THREADS;
-    const Grid grid = {ceil_div(total, threads), 1, 1};
+    const int threads = all_threads <= 8192 ? 64 : COPY_THREADS;
+    const Grid grid = {ceil_div(all_threads, threads), 1, 1};
     const char* from = float_name(src.type);
-    if (to_blocks)
+    if (to_rows)
+        builder.launch(node, grid, threads, 0, args, "rows", "set_rows_q8_kv");
+    else if (to_blocks)
         builder.launch(node, grid, threads, 0, args, "rows", "set_rows_quantised<%s, %s>", from,
                        quantised_type(node.type)->name);
     else
@@ -91,8 +95,10 @@ void list_kernels(void* context, KernelSink sink) {
         for (const char* from : {"F32", "F16"})
             list_kernel(context, sink, "rows", "set_rows_plain<%s, %s>", from, type);
     }
+    sink(context, {"rows", "set_rows_q8_kv"});
     sink(context, {"rows", "get_rows_bytes"});
     for (const QuantisedType& type : QUANTISED_TYPES) {
+        if (type.supply == SUPPLY_INTERLEAVED) continue;
         list_kernel(context, sink, "rows", "get_rows_quantised<%s>", type.name);
         if (!is_cache_type(type.type)) continue;
         for (const char* from : {"F32", "F16"})

@@ -16,6 +16,8 @@ enum CacheType : int32_t {
     CACHE_Q5_1 = 7,
     CACHE_Q8_0 = 8,
     CACHE_IQ4_NL = 20,
+    CACHE_Q6_0 = 133,
+    CACHE_Q8_KV = 151,
 };
 
 GGR_DEVICE void halves_of(float (&x)[8], const Bytes16& w) {
@@ -27,6 +29,26 @@ GGR_DEVICE void halves_of(float (&x)[8], const Bytes16& w) {
 GGR_DEVICE void load_quantised(float (&x)[8], int32_t type, const uint8_t* row, int chunk) {
     const int sub = chunk % 4;
     const auto scale_at = [](const uint8_t* p) { return half_to_float(*reinterpret_cast<const uint16_t*>(p)); };
+    if (type == CACHE_Q8_KV) {  // a scale for the row, at multiples of 4
+        const float d = *reinterpret_cast<const float*>(row);
+        const uint32_t* codes = reinterpret_cast<const uint32_t*>(row + 8 + 8 * static_cast<int64_t>(chunk));
+        GGR_UNROLL
+        for (int i = 0; i < 8; ++i) x[i] = d * static_cast<float>(static_cast<int8_t>(codes[i / 4] >> 8 * (i % 4)));
+        return;
+    }
+    if (type == CACHE_Q6_0) {
+        const uint8_t* block = row + static_cast<int64_t>(chunk / 4) * 26;
+        const float d = scale_at(block);
+        GGR_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t low = load4_from2(block + 10 + 8 * (sub % 2) + 4 * i) >> 4 * (sub / 2) & 0x0f0f0f0fu;
+            const uint32_t high = load4_from2(block + 2 + 4 * i) >> (4 * (sub % 2) + 2 * (sub / 2)) & 0x03030303u;
+            GGR_UNROLL
+            for (int j = 0; j < 4; ++j)
+                x[4 * i + j] = d * static_cast<float>(static_cast<int>((low | high << 4) >> 8 * j & 63) - 32);
+        }
+        return;
+    }
     if (type == CACHE_Q8_0) {
         const uint8_t* block = row + static_cast<int64_t>(chunk / 4) * 34;
         const float d = scale_at(block);

@@ -182,6 +182,8 @@ GGR_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
 }
 // For each byte: a - b, each in two's complement.
 GGR_DEVICE uint32_t subtract4(uint32_t a, uint32_t b) { return __vsub4(a, b); }
+// Bytes of lo (0 .. 3) and hi (4 .. 7), named by the four lowest nibbles of `selector`, each below 8.
+GGR_DEVICE uint32_t permute4(uint32_t lo, uint32_t hi, uint32_t selector) { return __byte_perm(lo, hi, selector); }
 // For each of the four low nibbles' bytes of `index` (0 .. 15): the byte of a table of 16.
 GGR_DEVICE uint32_t lookup4(const uint32_t (&table)[4], uint32_t index) {
     // Bytes 0-7 and 8-15 by the low three bits, then one of both by the fourth.

@@ -81,12 +81,10 @@ template <class T>
 GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) copy_dequantised(const CopyArgs a) {
     const uint32_t unit = unit_of_thread();
     if (unit >= a.total) return;
-    constexpr uint32_t PIECES = T::ELEMENTS / 16;
     uint32_t in_row;
     const uint8_t* row = unit_at(a.from, a.from_ne, unit, &in_row);
-    const int i = static_cast<int>(in_row % PIECES);
     float v[16];
-    piece_values(T::load(row + static_cast<int64_t>(in_row / PIECES) * T::BYTES, T::unit_of(i), T::part_of(i)), v);
+    values_of<T>(row_of<T>(row), in_row, v);
     if (a.to_ne[0].divisor % 16 == 0) {
         uint8_t* to = unit_at(a.to, a.to_ne, 16 * unit);
         GGR_UNROLL
@@ -108,6 +106,14 @@ GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) copy_quantised(const CopyArgs a) {
     GGR_UNROLL
     for (int i = 0; i < 32; ++i) x[i] = element<From>(from + i * (a.from.nb[0] / 32));
     Quantiser<T>::block(x, unit_at(a.to, a.to_ne, unit));
+}
+
+// Units are lanes of the warp that has a row; ne[0] of both views is 1.
+GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) copy_to_q8_kv(const CopyArgs a) {
+    const uint32_t unit = unit_of_thread();
+    if (unit >= a.total) return;
+    const uint32_t row = unit / WARP;
+    quantise_q8_kv(unit_at(a.from, a.from_ne, row), a.from.nb[0], a.row, unit_at(a.to, a.to_ne, row));
 }
 
 }  // namespace cuda

@@ -2,12 +2,39 @@
 #pragma once
 
 #include "cuda/kernels/unary.cuh"
+#include "cuda/kernels/unary.h"
 
 namespace ggr {
 namespace cuda {
 
-// Kinds by their numbers in spec/ids.h.
+GGR_DEVICE float gated_bounded(int32_t kind, float gate, float up, float limit) {
+    float g, u = within(up, limit);
+    switch (kind) {
+        case 0:
+            g = at_least(gate, 0.0f);
+            break;
+        case 1:
+            g = gelu(gate);
+            break;
+        case 2:
+            g = silu(gate);
+            break;
+        case 3: {
+            const float x = at_most(gate, OAI_LIMIT);
+            g = gated_by(x, x * OAI_ALPHA);
+            u = within(up, OAI_LIMIT) + 1.0f;
+            break;
+        }
+        default:  // GATE_SIGMOID
+            g = sigmoid(gate);
+            break;
+    }
+    return at_most(g, limit) * u;
+}
+
+// Kinds by their numbers in spec/ids.h and unary.h.
 GGR_DEVICE float gated(int32_t kind, float gate, float up, float alpha, float limit) {
+    if (kind >= GATE_BOUNDED) return gated_bounded(kind - GATE_BOUNDED, gate, up, limit);
     switch (kind) {
         case 0:
             return gate > 0.0f ? gate * up : 0.0f;
@@ -23,6 +50,8 @@ GGR_DEVICE float gated(int32_t kind, float gate, float up, float alpha, float li
             return gelu_erf(gate) * up;
         case 5:
             return gelu_quick(gate) * up;
+        case GATE_SIGMOID:
+            return sigmoid(gate) * up;
         default:  // SWIGLU_CLAMP
             return silu(at_most(gate, limit)) * within(up, limit);
     }

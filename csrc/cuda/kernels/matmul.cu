@@ -19,9 +19,10 @@ template <class T>
 struct QuantisedRows {
     static constexpr bool BRAIN = false;
     using Fetched = Piece;
-    GGR_DEVICE Piece fetch(const uint8_t* row, int k0, int side, int, bool, uint16_t*) {
+    GGR_DEVICE Row row(const uint8_t* at, int index, int64_t stride) { return product_row<T>(at, index, stride); }
+    GGR_DEVICE Piece fetch(const Row& row, int k0, int side, int, bool, uint16_t*) {
         const int piece = k0 / 16 + side, block = piece / (T::ELEMENTS / 16), i = piece - block * (T::ELEMENTS / 16);
-        return T::load(row + static_cast<int64_t>(block) * T::BYTES, T::unit_of(i), T::part_of(i));
+        return piece_of<T>(row, block, T::unit_of(i), T::part_of(i));
     }
     GGR_DEVICE void put(const Piece& piece, bool, uint16_t* to) {
         float v[16];
@@ -43,6 +44,7 @@ struct PlainRows {
     struct Fetched {
         Bytes16 halves[2];
     };
+    GGR_DEVICE const uint8_t* row(const uint8_t* at, int, int64_t) { return at; }
     GGR_DEVICE Fetched fetch(const uint8_t* row, int k0, int side, int k, bool packed, uint16_t* to) {
         Fetched f = {};
         const int first = k0 + 16 * side;
@@ -65,6 +67,24 @@ struct PlainRows {
         GGR_UNROLL
         for (int h = 0; h < 2; ++h) *reinterpret_cast<Bytes16*>(to + 8 * h) = f.halves[h];
     }
+};
+
+// Pairs of bf16, one row's after the other's.
+struct InterleavedRows {
+    static constexpr bool BRAIN = true;
+    using Fetched = PlainRows<true>::Fetched;
+    GGR_DEVICE const uint8_t* row(const uint8_t* at, int index, int64_t stride) {
+        return BF16_R16::row(at, index, stride);
+    }
+    GGR_DEVICE Fetched fetch(const uint8_t* row, int k0, int side, int k, bool, uint16_t*) {
+        Fetched f = {};
+        const int first = k0 + 16 * side;
+        GGR_UNROLL
+        for (int i = 0; i < 8; ++i)
+            if (first + 2 * i < k) f.halves[i / 4].word[i % 4] = BF16_R16::pair(row, first + 2 * i);
+        return f;
+    }
+    GGR_DEVICE void put(const Fetched& f, bool, uint16_t* to) { PlainRows<true>::put(f, false, to); }
 };
 
 template <bool BRAIN>
@@ -131,6 +151,7 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
     // Loading: 16 elements of a row of weights, up to two times 8 of a column, each thread.
     const int w_row = thread / 2, w_side = thread % 2;
     const uint8_t* const w = t.w + (row0 + w_row < a.m ? row0 + w_row : a.m - 1) * a.w_nb[0];
+    const auto from = Rows::row(w, row0 + w_row < a.m ? row0 + w_row : a.m - 1, a.w_nb[0]);
     const bool packed = a.packed != 0;
     const int steps = t.empty ? 0 : (a.k + STEP - 1) / STEP;
     constexpr int X_LOADS = N > TILE_THREADS / 4 ? N * 4 / TILE_THREADS : 1;
@@ -149,7 +170,7 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
     if (steps > 0) {
         fetch_x(0, 0);
         uint16_t* to = &shared_w[0][w_row][16 * w_side];
-        const typename Rows::Fetched f = Rows::fetch(w, 0, w_side, a.k, packed, to);
+        const typename Rows::Fetched f = Rows::fetch(from, 0, w_side, a.k, packed, to);
         copies_commit();
         Rows::put(f, packed, to);
     }
@@ -161,7 +182,7 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
         uint16_t* const to = &shared_w[next][w_row][16 * w_side];
         if (step + 1 < steps) {
             fetch_x(step + 1, next);
-            f = Rows::fetch(w, (step + 1) * STEP, w_side, a.k, packed, to);
+            f = Rows::fetch(from, (step + 1) * STEP, w_side, a.k, packed, to);
         }
         copies_commit();
         GGR_UNROLL

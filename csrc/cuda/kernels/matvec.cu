@@ -21,6 +21,7 @@ struct VectorTask {
     const uint8_t* x[N];
     float* dst[N];
     int row, part;
+    int32_t expert;
     bool absent;  // a product by id without a legal id: its result is 0, or nobody reads it
 };
 
@@ -30,6 +31,7 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
     const int warps = n_threads() / WARP, group = warp_index() / a.split;
     t.part = warp_index() - group * a.split;
     t.row = (block_x() * (warps / a.split) + group) * R;
+    t.expert = 0;
     t.absent = false;
     const uint8_t* w = a.w;
     if (a.ids != nullptr) {
@@ -40,6 +42,7 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
             t.absent = true;
             expert = 0;
         }
+        t.expert = expert;
         w += expert * a.w_nb[1];
         const Column c = column_of_pair(a, pair);
         t.x[0] = c.x;
@@ -57,6 +60,12 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
     GGR_UNROLL
     for (int r = 0; r < R; ++r) t.w[r] = w + (t.row + r < a.m ? t.row + r : a.m - 1) * a.w_nb[0];
     return t;
+}
+
+// The number of row r of those of a warp: which of its group it is, where rows are interleaved.
+template <int N>
+GGR_DEVICE int row_number(const ProductArgs& a, const VectorTask<N>& t, int r) {
+    return t.row + r < a.m ? t.row + r : a.m - 1;
 }
 
 // Add up the lanes' sums, then those of the warps that share rows: the first of them has all. Every thread of the block
@@ -103,14 +112,16 @@ GGR_DEVICE int32_t dot16(const uint32_t (&a)[4], const Bytes16& b, int32_t sum) 
 template <class T, int N>
 GGR_DEVICE void sum_quantised(const ProductArgs& a, const VectorTask<N>& t, float (&sums)[R][N]) {
     const int units = a.k / (16 * T::PARTS), scales = padded_row(a.k);
+    Row rows[R];
+    GGR_UNROLL
+    for (int r = 0; r < R; ++r) rows[r] = product_row<T>(t.w[r], row_number(a, t, r), a.w_nb[0]);
     for (int u = t.part * WARP + lane(); u < units; u += a.split * WARP) {
         const int block = u / T::UNITS, unit = u - block * T::UNITS;
         Piece pieces[R][T::PARTS];
         GGR_UNROLL
         for (int r = 0; r < R; ++r) {
             GGR_UNROLL
-            for (int p = 0; p < T::PARTS; ++p)
-                pieces[r][p] = T::load(t.w[r] + static_cast<int64_t>(block) * T::BYTES, unit, p);
+            for (int p = 0; p < T::PARTS; ++p) pieces[r][p] = piece_of<T>(rows[r], block, unit, p);
         }
         GGR_UNROLL
         for (int c = 0; c < N; ++c) {
@@ -180,6 +191,23 @@ GGR_DEVICE void sum_plain(const ProductArgs& a, const VectorTask<N>& t, float (&
     }
 }
 
+// Plain weights whose rows are interleaved: pairs of elements.
+template <class W>
+GGR_DEVICE void sum_pairs(const ProductArgs& a, const VectorTask<1>& t, float (&sums)[R][1]) {
+    const uint8_t* rows[R];
+    GGR_UNROLL
+    for (int r = 0; r < R; ++r) rows[r] = W::row(t.w[r], row_number(a, t, r), a.w_nb[0]);
+    for (int i = 2 * (t.part * WARP + lane()); i < a.k; i += 2 * a.split * WARP) {
+        const float* x = reinterpret_cast<const float*>(t.x[0]) + i;
+        GGR_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const uint32_t w = W::pair(rows[r], i);
+            sums[r][0] = fused_add(bf16_to_float(static_cast<uint16_t>(w)), x[0], sums[r][0]);
+            sums[r][0] = fused_add(bf16_to_float(static_cast<uint16_t>(w >> 16)), x[1], sums[r][0]);
+        }
+    }
+}
+
 template <class T, int N>
 GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_quantised(const ProductArgs a) {
     const VectorTask<N> t = vector_task<N>(a);
@@ -191,7 +219,10 @@ template <class W, int N>
 GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) vector_plain(const ProductArgs a) {
     const VectorTask<N> t = vector_task<N>(a);
     float sums[R][N] = {};
-    sum_plain<W>(a, t, sums);
+    if constexpr (W::GROUP == 1)
+        sum_plain<W>(a, t, sums);
+    else
+        sum_pairs<W>(a, t, sums);
     store_sums(a, t, sums);
 }
 
@@ -210,7 +241,10 @@ GGR_DEVICE VectorTask<1> gated_task(const GatedArgs& g) {
 GGR_DEVICE void store_gated(const GatedArgs& g, const VectorTask<1>& t, float (&sums)[R][1]) {
     add_lanes<1>(g.product, t, sums);
     if (t.part != 0 || lane() != 0 || t.row >= g.product.m) return;
-    t.dst[0][t.row] = t.absent ? 0.0f : gated(g.kind, sums[0][0], sums[1][0], g.alpha, g.limit);
+    float gate = sums[0][0], up = sums[1][0];
+    if (g.gate_bias != nullptr) gate += reinterpret_cast<const float*>(g.gate_bias + t.expert * g.gate_bias_nb)[t.row];
+    if (g.up_bias != nullptr) up += reinterpret_cast<const float*>(g.up_bias + t.expert * g.up_bias_nb)[t.row];
+    t.dst[0][t.row] = t.absent ? 0.0f : gated(g.kind, gate, up, g.alpha, g.limit);
 }
 template <class T>
 GGR_KERNEL GGR_BOUNDS(VECTOR_THREADS, 1) gated_quantised(const GatedArgs a) {

@@ -8,16 +8,19 @@ namespace cuda {
 
 struct F32 {
     using Bits = uint32_t;
+    static constexpr int GROUP = 1;
     GGR_DEVICE float get(uint32_t v) { return bits_to_float(v); }
     GGR_DEVICE uint32_t put(float v) { return float_to_bits(v); }
 };
 struct F16 {
     using Bits = uint16_t;
+    static constexpr int GROUP = 1;
     GGR_DEVICE float get(uint16_t v) { return half_to_float(v); }
     GGR_DEVICE uint16_t put(float v) { return float_to_half(v); }
 };
 struct BF16 {
     using Bits = uint16_t;
+    static constexpr int GROUP = 1;
     GGR_DEVICE float get(uint16_t v) { return bf16_to_float(v); }
     GGR_DEVICE uint16_t put(float v) { return float_to_bf16(v); }
 };
@@ -29,6 +32,19 @@ struct I32 {
         // Outside of int32 the least one, as on x86.
         const bool fits = v >= -2147483648.0f && v < 2147483648.0f;
         return fits ? static_cast<uint32_t>(static_cast<int32_t>(v)) : 0x80000000u;
+    }
+};
+
+// ik_llama.cpp's interleaved rows: pairs of neighbours of one row after the other, of 16 rows.
+struct BF16_R16 : BF16 {
+    static constexpr int GROUP = 16;
+    // Of a row that would lie at `at` if it were alone.
+    GGR_DEVICE const uint8_t* row(const uint8_t* at, int index, int64_t stride) {
+        return at - index % GROUP * (stride - 4);
+    }
+    // Elements i and i + 1 of a row, i even.
+    GGR_DEVICE uint32_t pair(const uint8_t* row, int i) {
+        return *reinterpret_cast<const uint32_t*>(row + 2 * GROUP * static_cast<int64_t>(i));
     }
 };
 

@@ -53,10 +53,13 @@ struct ProductArgs {
     const int32_t* tiles;  // three numbers a tile: expert, first of its pairs, their number
 };
 
-// A vector product of one column with two matrices of one layout: dst = activation(w^T x) * (up^T x).
+// A vector product of one column with two matrices of one layout: dst = activation(w^T x) * (up^T x), of products by id
+// with biases.
 struct GatedArgs {
     ProductArgs product;
     const uint8_t* up;
+    const uint8_t *gate_bias, *up_bias;  // f32, a row an expert; nullptr: none
+    int64_t gate_bias_nb, up_bias_nb;    // bytes from one expert to the next
     int32_t kind;
     float alpha, limit;
 };

@@ -32,11 +32,7 @@ GGR_KERNEL GGR_BOUNDS(ROWS_THREADS, 1) get_rows_quantised(const GetRowsArgs a) {
     const int64_t piece = static_cast<int64_t>(block_y()) * (ROWS_CHUNK / 16) + thread_index();
     if (16 * piece >= a.dst.ne[0]) return;
     float v[16] = {};
-    if (p.from != nullptr) {
-        const int64_t block = piece / (T::ELEMENTS / 16);
-        const int i = static_cast<int>(piece - block * (T::ELEMENTS / 16));
-        piece_values(T::load(p.from + block * T::BYTES, T::unit_of(i), T::part_of(i)), v);
-    }
+    if (p.from != nullptr) values_of<T>(row_of<T>(p.from), piece, v);
     float* const to = reinterpret_cast<float*>(p.to) + 16 * piece;
     if (reinterpret_cast<uint64_t>(to) % 16 != 0) {
         GGR_UNROLL
@@ -77,9 +73,11 @@ struct UnitPair {
     uint8_t* to;          // nullptr: there is no such row
     int64_t i;            // number of the unit in it
 };
-GGR_DEVICE UnitPair unit_pair(const SetRowsArgs& a) {
-    const uint32_t unit =
-        static_cast<uint32_t>(block_x()) * static_cast<uint32_t>(n_threads()) + static_cast<uint32_t>(thread_index());
+GGR_DEVICE uint32_t unit_of_thread() {
+    return static_cast<uint32_t>(block_x()) * static_cast<uint32_t>(n_threads()) +
+           static_cast<uint32_t>(thread_index());
+}
+GGR_DEVICE UnitPair unit_pair(const SetRowsArgs& a, uint32_t unit) {
     if (unit >= a.total) return {nullptr, nullptr, 0};
     const uint32_t row = quotient(unit, a.width), plane = quotient(row, a.ne1), i3 = quotient(plane, a.ne2);
     const uint32_t i1 = row - plane * a.ne1.divisor, i2 = plane - i3 * a.ne2.divisor;
@@ -98,7 +96,7 @@ GGR_DEVICE UnitPair unit_pair(const SetRowsArgs& a) {
 
 template <class From, class To>
 GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) set_rows_plain(const SetRowsArgs a) {
-    const UnitPair p = unit_pair(a);
+    const UnitPair p = unit_pair(a, unit_of_thread());
     if (p.to == nullptr) return;
     set_element<To>(p.to + p.i * static_cast<int64_t>(sizeof(typename To::Bits)),
                     element<From>(p.from + p.i * static_cast<int64_t>(sizeof(typename From::Bits))));
@@ -106,13 +104,20 @@ GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) set_rows_plain(const SetRowsArgs a) {
 
 template <class From, class T>
 GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) set_rows_quantised(const SetRowsArgs a) {
-    const UnitPair p = unit_pair(a);
+    const UnitPair p = unit_pair(a, unit_of_thread());
     if (p.to == nullptr) return;
     float x[32];
     GGR_UNROLL
     for (int i = 0; i < 32; ++i)
         x[i] = element<From>(p.from + (32 * p.i + i) * static_cast<int64_t>(sizeof(typename From::Bits)));
     Quantiser<T>::block(x, p.to + p.i * T::BYTES);
+}
+
+// A warp has a row, which is one unit.
+GGR_KERNEL GGR_BOUNDS(COPY_THREADS, 1) set_rows_q8_kv(const SetRowsArgs a) {
+    const UnitPair p = unit_pair(a, unit_of_thread() / WARP);
+    if (p.to == nullptr) return;
+    quantise_q8_kv(p.from, 4, a.src.ne[0], p.to);
 }
 
 }  // namespace cuda

@@ -28,6 +28,7 @@ struct CopyArgs {
     View from, to;  // ne[0] in units, nb[0] from one to the next
     Divisor from_ne[3], to_ne[3];
     uint32_t total;
+    int64_t row;  // elements, where rows are units
 };
 
 constexpr int ROWS_THREADS = 128, ROWS_CHUNK = 2048;  // elements of a row that a block of GET_ROWS takes

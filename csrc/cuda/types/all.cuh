@@ -2,6 +2,10 @@
 #pragma once
 
 #include "cuda/types/grid.cuh"
+#include "cuda/types/ik.cuh"
+#include "cuda/types/ik_small.cuh"
+#include "cuda/types/interleaved.cuh"
+#include "cuda/types/interleaved_grid.cuh"
 #include "cuda/types/k.cuh"
 #include "cuda/types/small.cuh"
 #include "cuda/types/tiny.cuh"

@@ -8,7 +8,7 @@ namespace cuda {
 
 // Pieces of Q2_K and Q3_K: unit `half * 2 + side` has 16 bytes, part i of it their bits 2 i.
 template <int BYTES_, int ALIGN_, bool MINIMA_>
-struct ShiftedBlock {
+struct ShiftedBlock : Alone {
     static constexpr int ELEMENTS = 256, BYTES = BYTES_, ALIGN = ALIGN_, UNITS = 4, PARTS = 4;
     static constexpr bool JOINED = false, MINIMA = MINIMA_;
     GGR_DEVICE int piece(int unit, int part) { return 8 * (unit / 2) + 2 * part + unit % 2; }
@@ -53,7 +53,7 @@ struct Q3_K : ShiftedBlock<110, 2, false> {
 
 // Pieces of Q4_K and Q5_K: unit j has 32 bytes, their low nibbles group 2 j, the high ones group 2 j + 1.
 template <int BYTES_>
-struct PairedBlock {
+struct PairedBlock : Alone {
     static constexpr int ELEMENTS = 256, BYTES = BYTES_, ALIGN = 16, UNITS = 4, PARTS = 4;
     static constexpr bool JOINED = true, MINIMA = true;
     GGR_DEVICE int piece(int unit, int part) { return 4 * unit + part; }
@@ -103,7 +103,7 @@ struct Q5_K : PairedBlock<176> {
 
 // Unit `half * 2 + side`: part k is quarter k of a half of 128, bytes 32 (k % 2) of the low bits, nibble k / 2, and
 // bits 2 k of the high ones.
-struct Q6_K {
+struct Q6_K : Alone {
     static constexpr int ELEMENTS = 256, BYTES = 210, ALIGN = 2, UNITS = 4, PARTS = 4;
     static constexpr bool JOINED = false, MINIMA = false;
     GGR_DEVICE int piece(int unit, int part) { return 8 * (unit / 2) + 2 * part + unit % 2; }

@@ -1,9 +1,10 @@
-// Blocks of 32 from f32, for the types that caches have: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL. Bit for bit as the CPU
-// device does it, so nothing here may be fused: a thread has a block, and sums run in the elements' order.
+// Blocks of 32 from f32, for the types that caches have: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q6_0; rows of Q8_KV. Bit
+// for bit as the CPU device does it, so nothing here may be fused: a thread has a block, and sums run in the elements'
+// order.
 #pragma once
 
 #include "cuda/kernels/plain.cuh"
-#include "cuda/types/small.cuh"
+#include "cuda/types/ik_small.cuh"
 
 namespace ggr {
 namespace cuda {
@@ -167,6 +168,60 @@ struct Quantiser<IQ4_NL> {
         }
     }
 };
+
+// Codes by the block's extreme, then the scale that fits best with weights of the scaled elements' squares; sums run in
+// pairs of elements 16 apart.
+template <>
+struct Quantiser<Q6_0> {
+    GGR_DEVICE void block(const float (&x)[32], uint8_t* to) {
+        const float d = extreme_of_32(x) / -32.0f, scale = inverse_or_zero(d);
+        uint32_t high[2] = {};
+        float sum_qx = 0.0f, sum_qq = 0.0f;
+        GGR_UNROLL
+        for (int i = 0; i < 16; i += 2) {
+            uint32_t two = 0;
+            GGR_UNROLL
+            for (int j = i; j < i + 2; ++j) {
+                const float a = x[j] * scale, b = x[j + 16] * scale, weight_a = a * a, weight_b = b * b;
+                const uint32_t first = code_of(x[j], 0.0f, scale, 32.5f, 63);
+                const uint32_t second = code_of(x[j + 16], 0.0f, scale, 32.5f, 63);
+                const float qa = static_cast<float>(first) - 32.0f, qb = static_cast<float>(second) - 32.0f;
+                sum_qx += product_rounded(weight_a * x[j], qa) + product_rounded(weight_b * x[j + 16], qb);
+                sum_qq += product_rounded(weight_a * qa, qa) + product_rounded(weight_b * qb, qb);
+                two |= ((first & 15) | (second & 15) << 4) << 8 * (j - i);
+                high[j % 8 / 4] |= (first >> 4 | second >> 4 << 2) << (8 * (j % 4) + 4 * (j / 8));
+            }
+            store2(to + 10 + i, two);
+        }
+        store_half(to, sum_qq > 0.0f ? sum_qx / sum_qq : d);
+        GGR_UNROLL
+        for (int i = 0; i < 4; ++i) store2(to + 2 + 2 * i, high[i / 2] >> 16 * (i % 2));
+    }
+};
+
+// A row of n elements of f32, `nb` bytes apart, by a warp: its scale and the sum of its integers stand before them.
+GGR_DEVICE void quantise_q8_kv(const uint8_t* from, int64_t nb, int64_t n, uint8_t* to) {
+    float most = 0.0f;
+    for (int64_t i = lane(); i < n; i += WARP) most = largest(most, absolute(element<F32>(from + i * nb)));
+    const float d = warp_max(most) / 127.0f, scale = inverse_or_zero(d);
+    int32_t sum = 0;
+    for (int64_t i = 4 * lane(); i < n; i += 4 * WARP) {
+        uint32_t word = 0;
+        GGR_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            const float v = round_even(element<F32>(from + (i + j) * nb) * scale);
+            const int code = v >= -128.0f ? v < 127.0f ? static_cast<int>(v) : 127 : -128;
+            sum += code;
+            word |= (static_cast<uint32_t>(code) & 255) << 8 * j;
+        }
+        *reinterpret_cast<uint32_t*>(to + Q8_KV::HEADER + i) = word;
+    }
+    sum = warp_sum(sum);
+    if (lane() == 0) {
+        *reinterpret_cast<float*>(to) = d;
+        *reinterpret_cast<int32_t*>(to + 4) = sum;
+    }
+}
 
 }  // namespace cuda
 }  // namespace ggr

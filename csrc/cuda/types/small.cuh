@@ -105,6 +105,9 @@ struct IQ4_NL : HalvedBlock<18, 2, false> {
     }
 };
 
+// Half of 2^(e - 127), subnormal for the least two.
+GGR_DEVICE float half_power(uint32_t e) { return bits_to_float(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
+
 struct MXFP4 : HalvedBlock<17, 1, false> {
     GGR_DEVICE Piece load(const uint8_t* block, int, int part) {
         Piece p;
@@ -113,8 +116,7 @@ struct MXFP4 : HalvedBlock<17, 1, false> {
         nibbles(q, part, p.codes);
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) p.codes[i] = fp4_values(p.codes[i]);
-        const uint32_t e = block[0];  // half of 2^(e - 127), subnormal for the least two
-        p.scale = bits_to_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        p.scale = half_power(block[0]);
         p.min = -0.0f;
         return p;
     }

@@ -46,7 +46,7 @@ struct TQ1_0 : OrderedBlock<256, 54, 2, 1, false> {
 };
 
 // Unit `half * 2 + side`: 16 bytes, part i their bits 2 i.
-struct TQ2_0 {
+struct TQ2_0 : Alone {
     static constexpr int ELEMENTS = 256, BYTES = 66, ALIGN = 2, UNITS = 4, PARTS = 4;
     static constexpr bool JOINED = false, MINIMA = false;
     GGR_DEVICE int piece(int unit, int part) { return 8 * (unit / 2) + 2 * part + unit % 2; }

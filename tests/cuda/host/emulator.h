@@ -216,6 +216,14 @@ GGR_DEVICE uint32_t subtract4(uint32_t a, uint32_t b) {
     for (int i = 0; i < 32; i += 8) d |= (((a >> i) - (b >> i)) & 0xff) << i;
     return d;
 }
+GGR_DEVICE uint32_t permute4(uint32_t lo, uint32_t hi, uint32_t selector) {
+    uint32_t d = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t at = selector >> 4 * i & 7;
+        d |= ((at < 4 ? lo : hi) >> at % 4 * 8 & 0xff) << 8 * i;
+    }
+    return d;
+}
 GGR_DEVICE uint32_t lookup4(const uint32_t (&table)[4], uint32_t index) {
     uint32_t d = 0;
     for (int i = 0; i < 32; i += 8) {

@@ -87,13 +87,14 @@ GGR_KERNEL GGR_BOUNDS(256, 1) integers(const Args a) {
     const int i = block_x() * n_threads() + thread_index();
     if (i >= a.n) return;
     const uint32_t table[4] = {a.c[0], a.c[1], a.c[2], a.c[3]};
-    uint32_t* out = a.out + i * 6;
+    uint32_t* out = a.out + i * 7;
     out[0] = static_cast<uint32_t>(dot4(a.a[i], a.b[i], static_cast<int32_t>(a.c[i])));
     out[1] = subtract4(a.a[i], a.b[i]);
     out[2] = lookup4(table, a.a[i] & 0x0f0f0f0fu);
     out[3] = load4_from2(reinterpret_cast<const uint8_t*>(a.a + i) + 2);
     out[4] = load4_from1(reinterpret_cast<const uint8_t*>(a.a + i) + 3);
     out[5] = quotient(a.a[i] & 0x7fffffffu, Divisor{a.c[4], a.c[5], a.c[6]});
+    out[6] = permute4(a.a[i], a.b[i], a.c[i] & 0x7777u);
 }
 
 GGR_KERNEL GGR_BOUNDS(128, 1) exchanges(const Args a) {
