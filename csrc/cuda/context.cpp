@@ -59,6 +59,7 @@ std::shared_ptr<Context> Context::open(Gpu& gpu, Error* err) {
 Context::~Context() {
     if (driver_.cuCtxSetCurrent(handle_) == CUDA_SUCCESS) {
         for (const auto& g : graphs_) driver_.cuGraphExecDestroy(g.second);
+        library_.reset();
         staging_.close();
         for (void* block : fault_blocks_) driver_.cuMemFreeHost(block);
     }
@@ -184,6 +185,18 @@ bool Context::load(const std::vector<std::pair<uint32_t, uint32_t>>& kernels_and
         l.shared_bytes = k.second;
     }
     return true;
+}
+
+Library* Context::library() {
+    std::call_once(library_once_, [this] {
+        std::call_once(gpu_.asked_for_blas, [this] {
+            const Blas* const table = gpu_.owner.blas(gpu_.owner.context);
+            gpu_.has_blas = table != nullptr;
+            if (table != nullptr) gpu_.blas = *table;
+        });
+        if (gpu_.has_blas) library_ = Library::open(gpu_.blas);
+    });
+    return library_.get();
 }
 
 CUfunction Context::function(uint32_t kernel) const {

@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "cuda/args.h"
 #include "cuda/driver.h"
+#include "cuda/library.h"
 #include "cuda/staging.h"
 
 namespace ggr {
@@ -70,6 +71,8 @@ class Context {
     // Let copies to this context's memory read `source`'s over the link between the GPUs, where there is one: else they
     // go through the host. The context is current.
     void reach(const Context& source);
+    // cuBLASLt in this context, or nullptr; looked for at the first call.
+    Library* library();
 
     Gpu& gpu() { return gpu_; }
 
@@ -93,6 +96,8 @@ class Context {
     Staging staging_;
     std::mutex fault_mutex_, load_mutex_, graph_mutex_, reach_mutex_, given_mutex_;
     mutable std::mutex function_mutex_;
+    std::once_flag library_once_;
+    std::unique_ptr<Library> library_;
     std::vector<FaultWord> faults_;
     std::vector<void*> fault_blocks_;
     std::vector<Loaded> functions_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/device.h"
+#include "cuda/blas.h"
 #include "cuda/driver.h"
 #include "cuda/plan.h"
 
@@ -17,11 +18,16 @@ struct CudaOwner {
     // Make kernels callable in the context that is current on this thread: functions[i] for names[i].
     bool (*load)(void* context, const cuda::KernelName* names, uint32_t n, cuda::CUfunction* functions, Error*);
     void (*log)(void* context, const char* line);
+    // The functions of cuBLASLt, which are copied, or nullptr. Asked once, when a product first could use them.
+    const cuda::Blas* (*blas)(void* context);
     void* context;
 };
 
 // Names of the functions of the table Driver, in its order; returns how many there are.
 int cuda_driver_functions(const char** names, int capacity);
+
+// The same of the table Blas.
+int cuda_blas_functions(const char** names, int capacity);
 
 // `driver` is copied. `cpu`: the device that computes what has no kernel; it must outlive the GPU. nullptr on failure.
 CudaGpu* cuda_open(const cuda::Driver* driver, int ordinal, const CudaOwner& owner, Device* cpu,
@@ -40,6 +46,7 @@ struct CudaCounts {
     uint64_t graph_launches;  // of captured graphs
     uint64_t graph_updates;   // of captured graphs whose addresses changed
     uint64_t cpu_nodes;       // that ran on the CPU
+    uint64_t products;        // that a library computed, those in graphs included
     uint64_t contexts;        // made so far: more than one after a sticky error
     uint64_t kept_bytes;      // of copies of weights on the host
 };

@@ -81,12 +81,36 @@ void note_fallbacks(const Graph& graph, const PlanData& data, Gpu& gpu) {
 
 bool load_kernels(CudaPlan* plan, Error* err) {
     std::vector<std::pair<uint32_t, uint32_t>> wanted;
-    for (const Launch& l : plan->data.launches) wanted.emplace_back(l.kernel, l.shared_bytes);
+    for (const Launch& l : plan->data.launches) {
+        if (l.kernel == BY_LIBRARY)
+            ++plan->library_launches;
+        else
+            wanted.emplace_back(l.kernel, l.shared_bytes);
+    }
     if (!plan->context->load(wanted, err)) return false;
-    plan->functions.reserve(wanted.size());
-    for (const Launch& l : plan->data.launches) plan->functions.push_back(plan->context->function(l.kernel));
+    plan->functions.reserve(plan->data.launches.size());
+    for (const Launch& l : plan->data.launches)
+        plan->functions.push_back(l.kernel == BY_LIBRARY ? nullptr : plan->context->function(l.kernel));
     return true;
 }
+
+// Products of a plan that the library of its context computes.
+class PlanLibrary : public ProductLibrary {
+  public:
+    explicit PlanLibrary(CudaPlan& plan) : plan_(plan) {}
+    bool prepare(const ProductShape& shape, uint32_t* number) override {
+        Library* library = plan_.context->library();
+        if (library == nullptr) return false;
+        std::shared_ptr<const Library::Prepared> product = library->prepare(shape, WORKSPACE_BYTES);
+        if (product == nullptr) return false;
+        *number = static_cast<uint32_t>(plan_.products.size());
+        plan_.products.push_back(std::move(product));
+        return true;
+    }
+
+  private:
+    CudaPlan& plan_;
+};
 
 Plan* compile(Device* d, Graph* graph, Error* err) {
     Gpu& gpu = gpu_of(d);
@@ -94,7 +118,8 @@ Plan* compile(Device* d, Graph* graph, Error* err) {
     plan->graph = graph;
     plan->gpu = &gpu;
     if (!list_buffers(*graph, d, plan.get(), err) || !plan->context->take_fault(&plan->fault, err)) return nullptr;
-    PlanBuilder(*graph, gpu.ops, gpu.hardware, gpu.kernels, plan->fault.device).build(&plan->data);
+    PlanLibrary library(*plan);
+    PlanBuilder(*graph, gpu.ops, gpu.hardware, gpu.kernels, plan->fault.device, library).build(&plan->data);
     plan->scratch_at = plan->data.scratch_base;
     note_fallbacks(*graph, plan->data, gpu);
     list_written(*graph, plan.get());
@@ -158,16 +183,21 @@ bool read_hardware(const Driver& d, CUdevice device, Hardware* out, Error* err) 
 
 using namespace cuda;
 
-int cuda_driver_functions(const char** names, int capacity) {
-    static const char* const all[] = {
 #define GGR_NAME(name, parameters) #name,
-        GGR_CUDA_DRIVER(GGR_NAME)
-#undef GGR_NAME
-    };
+int cuda_driver_functions(const char** names, int capacity) {
+    static const char* const all[] = {GGR_CUDA_DRIVER(GGR_NAME)};
     const int n = static_cast<int>(sizeof all / sizeof all[0]);
     std::copy_n(all, std::min(n, capacity), names);
     return n;
 }
+
+int cuda_blas_functions(const char** names, int capacity) {
+    static const char* const all[] = {GGR_CUDA_BLAS(GGR_NAME)};
+    const int n = static_cast<int>(sizeof all / sizeof all[0]);
+    std::copy_n(all, std::min(n, capacity), names);
+    return n;
+}
+#undef GGR_NAME
 
 CudaGpu* cuda_open(const Driver* driver, int ordinal, const CudaOwner& owner, Device* cpu, int64_t graph_timeout_ns,
                    Error* err) {
@@ -209,7 +239,8 @@ void cuda_free_device(Device* d) { delete reinterpret_cast<CudaDevice*>(d); }
 const Hardware* cuda_hardware(const CudaGpu* gpu) { return &gpu->hardware; }
 
 CudaCounts cuda_counts(const CudaGpu* gpu) {
-    return {gpu->launches, gpu->graph_launches, gpu->graph_updates, gpu->cpu_nodes, gpu->contexts, gpu->kept_bytes};
+    return {gpu->launches, gpu->graph_launches, gpu->graph_updates, gpu->cpu_nodes,
+            gpu->products, gpu->contexts,       gpu->kept_bytes};
 }
 
 void cuda_plan_counts(const Plan* plan, uint32_t* launches, uint32_t* cpu_nodes) {

@@ -33,7 +33,11 @@ struct Gpu {
     std::shared_ptr<Context> current;
     std::map<std::string, uint64_t> fallbacks;  // what was left to the CPU: nodes compiled
 
-    std::atomic<uint64_t> launches{0}, graph_launches{0}, graph_updates{0}, cpu_nodes{0}, contexts{0};
+    std::atomic<uint64_t> launches{0}, graph_launches{0}, graph_updates{0}, cpu_nodes{0}, products{0}, contexts{0};
+
+    std::once_flag asked_for_blas;
+    Blas blas = {};
+    bool has_blas = false;
 
     // The context for new work: a new one if the last is dead. nullptr on failure.
     std::shared_ptr<Context> context(Error* err);

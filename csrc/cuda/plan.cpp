@@ -32,15 +32,22 @@ bool meet(Range a, Range b) { return a.begin < b.end && b.begin < a.end; }
 }  // namespace
 
 PlanBuilder::PlanBuilder(const Graph& graph, const OpTable& ops, const Hardware& hardware, KernelTable& kernels,
-                         Fault* fault)
-    : graph_(graph), ops_(ops), hardware_(hardware), kernels_(kernels), fault_(fault), viewed_(graph.n_tensors, 0) {
+                         Fault* fault, ProductLibrary& library)
+    : graph_(graph),
+      ops_(ops),
+      hardware_(hardware),
+      kernels_(kernels),
+      fault_(fault),
+      library_(library),
+      taken_(graph.n_nodes, 0),
+      viewed_(graph.n_tensors, 0) {
     for (uint32_t i = 0; i < graph.n_tensors; ++i)
         if (const Tensor* base = graph.tensors[i].view_src) viewed_[static_cast<size_t>(base - graph.tensors)] = 1;
     out_.scratch_base = SCRATCH_BASE;
 }
 
 void PlanBuilder::build(PlanData* out) {
-    for (uint32_t i = 0; i < graph_.n_nodes;) i += is_empty(*graph_.nodes[i]) ? 1 : step(i);
+    for (uint32_t i = 0; i < graph_.n_nodes;) i += is_empty(*graph_.nodes[i]) || taken_[i] != 0 ? 1 : step(i);
     *out = std::move(out_);
 }
 
@@ -51,7 +58,7 @@ uint32_t PlanBuilder::step(uint32_t i) {
     node_ = i;
     ++step_;
     step_scratch_.clear();
-    const Mark mark = {out_.launches.size(), out_.args.size(), out_.relocations.size(), activations_.size()};
+    const Mark mark = {out_.launches.size(), out_.args.size(), out_.relocations.size(), taken_order_.size()};
     const uint32_t begin = static_cast<uint32_t>(out_.launches.size());
     uint32_t taken = 0;
     if (const FuseFn fuse = ops_.fuse[node.op]) {
@@ -73,6 +80,7 @@ uint32_t PlanBuilder::step(uint32_t i) {
     }
     // What was converted from memory that the chain wrote is old now; what the chain itself kept is not.
     for (uint32_t k = i; k < i + taken; ++k) overwritten(*graph_.nodes[k], step_);
+    for (size_t k = mark.taken; k < taken_order_.size(); ++k) overwritten(*graph_.nodes[taken_order_[k]], step_);
     const uint32_t end = static_cast<uint32_t>(on_cpu ? out_.cpu_nodes.size() : out_.launches.size());
     const uint32_t from = on_cpu ? end - 1 : begin;
     if (from == end) return taken;
@@ -87,6 +95,7 @@ void PlanBuilder::roll_back(const Mark& mark) {
     out_.launches.resize(mark.launches);
     out_.args.resize(mark.args);
     out_.relocations.resize(mark.relocations);
+    for (; taken_order_.size() > mark.taken; taken_order_.pop_back()) taken_[taken_order_.back()] = 0;
     const auto kept_now = [&](const Activation& a) { return a.kept == step_; };
     activations_.erase(std::remove_if(activations_.begin(), activations_.end(), kept_now), activations_.end());
     step_scratch_.clear();
@@ -99,6 +108,18 @@ void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_byt
     launch.grid = grid;
     launch.threads = static_cast<uint32_t>(threads);
     launch.shared_bytes = static_cast<uint32_t>(shared_bytes);
+    add(node, launch, args, args_bytes);
+}
+
+void PlanBuilder::launch_library(const Tensor& node, uint32_t number, const LibraryProduct& product) {
+    Launch launch = {};
+    launch.kernel = BY_LIBRARY;
+    launch.grid.x = number;
+    out_.workspace_bytes = WORKSPACE_BYTES;
+    add(node, launch, &product, sizeof product);
+}
+
+void PlanBuilder::add(const Tensor& node, Launch launch, const void* args, size_t args_bytes) {
     launch.node = node_;
     while (launch.node + 1 < graph_.n_nodes && graph_.nodes[launch.node] != &node) ++launch.node;
     if (graph_.nodes[launch.node] != &node) launch.node = node_;
@@ -182,6 +203,30 @@ uint8_t* PlanBuilder::find_activation(const Tensor& src, int format) {
 
 void PlanBuilder::keep_activation(const Tensor& src, int format, uint8_t* at, uint64_t bytes) {
     activations_.push_back({&src, format, reinterpret_cast<uint64_t>(at) - SCRATCH_BASE, bytes, step_, step_});
+}
+
+bool PlanBuilder::may_advance(uint32_t j) const {
+    const Tensor& node = *graph_.nodes[j];
+    for (uint32_t i = node_; i < j; ++i) {
+        const Tensor& before = *graph_.nodes[i];
+        bool conflict = false;
+        for_each_written(before, [&](const Tensor& written) {
+            for (int s = 0; s < node.n_src; ++s)
+                conflict = conflict || (node.src[s] != nullptr && overlap(written, *node.src[s]));
+            for_each_written(node, [&](const Tensor& t) { conflict = conflict || overlap(written, t); });
+        });
+        for_each_written(node, [&](const Tensor& written) {
+            for (int s = 0; s < before.n_src; ++s)
+                conflict = conflict || (before.src[s] != nullptr && overlap(written, *before.src[s]));
+        });
+        if (conflict) return false;
+    }
+    return true;
+}
+
+void PlanBuilder::take(uint32_t j) {
+    taken_[j] = 1;
+    taken_order_.push_back(j);
 }
 
 bool PlanBuilder::can_elide(const Tensor& node, int uses) const {

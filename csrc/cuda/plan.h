@@ -57,8 +57,31 @@ struct Hardware {
     uint64_t l2_bytes;
 };
 
+// What a library may compute in place of kernels: dst[m, n] = w[k, m]^T x[k, n] of each of several matrices, halves or
+// bf16 with sums and results in f32. Strides are in bytes: from row to row (k of w and of x, m of dst), and from matrix
+// to matrix. No padding: shapes are compared by their bytes.
+struct ProductShape {
+    int64_t m, n, k;
+    int64_t w_stride, x_stride, dst_stride;
+    int64_t w_matrix, x_matrix, dst_matrix;
+    int32_t matrices, brain;
+};
+// The arguments of such a launch.
+struct LibraryProduct {
+    const uint8_t *w, *x;
+    uint8_t* dst;
+};
+// Finds out how the library computes a product.
+class ProductLibrary {
+  public:
+    virtual ~ProductLibrary() = default;
+    // False if it does not, or is not there; else with a number for Launch::grid.x.
+    virtual bool prepare(const ProductShape& shape, uint32_t* number) = 0;
+};
+constexpr uint32_t BY_LIBRARY = UINT32_MAX;
+
 struct Launch {
-    uint32_t kernel;  // index in the device's KernelTable
+    uint32_t kernel;  // index in the device's KernelTable, or BY_LIBRARY
     Grid grid;
     uint32_t threads;
     uint32_t shared_bytes;
@@ -81,12 +104,14 @@ struct PlanData {
     std::vector<uint32_t> cpu_nodes;
     uint64_t scratch_base = 0;
     uint64_t scratch_bytes = 0;
+    uint64_t workspace_bytes = 0;  // of the library, behind the scratch
 };
 
 class PlanBuilder {
   public:
     // `fault`: address on the device of the plan's fault word.
-    PlanBuilder(const Graph& graph, const OpTable& ops, const Hardware& hardware, KernelTable& kernels, Fault* fault);
+    PlanBuilder(const Graph& graph, const OpTable& ops, const Hardware& hardware, KernelTable& kernels, Fault* fault,
+                ProductLibrary& library);
     void build(PlanData* out);  // once; moves the result out
 
     const Graph& graph() const { return graph_; }
@@ -106,6 +131,10 @@ class PlanBuilder {
         }
     }
 
+    // Let a library compute a product. First ask with its shape, which gives a number, then launch.
+    bool by_library(const ProductShape& shape, uint32_t* number) { return library_.prepare(shape, number); }
+    void launch_library(const Tensor& node, uint32_t number, const LibraryProduct& product);
+
     // Reserve scratch for the launches of the present node (or fused chain); 256-byte aligned. The address stands for
     // one that is known when the plan runs: pass it on in args (at a multiple of 8 bytes), also with something added.
     uint8_t* scratch(uint64_t bytes);
@@ -119,6 +148,14 @@ class PlanBuilder {
     // needed for a later node.
     void keep_activation(const Tensor& src, int format, uint8_t* at, uint64_t bytes);
 
+    // ---- Nodes that come later in the graph but may run with the present one ----
+    uint32_t present() const { return node_; }
+    bool is_taken(uint32_t i) const { return taken_[i] != 0; }
+    // Neither the present node nor one between it and node j writes what j reads or writes, or reads what j writes.
+    bool may_advance(uint32_t j) const;
+    // Launches of the present node compute node j as well; it is left out when its turn comes.
+    void take(uint32_t j);
+
     // The result of `node` may stay unwritten: only `uses` sources inside the fused chain read it, the client's graph
     // has no further use, it is no output, and nothing views it.
     bool can_elide(const Tensor& node, int uses) const;
@@ -131,11 +168,12 @@ class PlanBuilder {
         uint32_t kept, found;  // steps in which it was kept and last asked for
     };
     struct Mark {
-        size_t launches, args, relocations, activations;
+        size_t launches, args, relocations, taken;
     };
 
     void add(const Tensor& node, Grid grid, int threads, int shared_bytes, const void* args, size_t args_bytes,
              const char* file, const char* expression);
+    void add(const Tensor& node, Launch launch, const void* args, size_t args_bytes);
     uint32_t step(uint32_t i);
     void overwritten(const Tensor& node, uint32_t kept_before);
     void roll_back(const Mark& mark);
@@ -146,14 +184,20 @@ class PlanBuilder {
     const Hardware& hardware_;
     KernelTable& kernels_;
     Fault* const fault_;
+    ProductLibrary& library_;
     PlanData out_;
     std::vector<Activation> activations_;
     std::vector<std::pair<uint64_t, uint64_t>> step_scratch_;  // begin and end of what the present step reserved
-    std::vector<uint8_t> viewed_;                              // tensor i is a view_src of another
+    std::vector<uint8_t> taken_;                               // node i was computed with an earlier one
+    std::vector<uint32_t> taken_order_;
+    std::vector<uint8_t> viewed_;  // tensor i is a view_src of another
     uint64_t scratch_cursor_ = 0;
     uint32_t node_ = 0;  // number of the present node
     uint32_t step_ = 0;
 };
+
+// Of the library, for each product: what cuBLAS takes by itself on the largest GPUs.
+constexpr uint64_t WORKSPACE_BYTES = uint64_t{32} << 20;
 
 static inline View view_of(const Tensor& t) {
     View v;

@@ -146,10 +146,11 @@ bool CudaQueue::prepare(CudaPlan& plan, uint64_t uploads, Error* err) {
     if (plan.context != context_)
         return err->fail(Code::device, "GRAPH_COMPUTE: the graph was made before an error of CUDA device %d",
                          gpu_.ordinal);
-    if (!context_->enter(err) || !reserve(plan.data.scratch_bytes, err)) return false;
+    if (!context_->enter(err) || !reserve(plan.data.scratch_bytes + plan.data.workspace_bytes, err)) return false;
     plan.relocate(scratch_);
     ++plan.runs;
-    gpu_.launches += plan.data.launches.size();
+    gpu_.launches += plan.data.launches.size() - plan.library_launches;
+    gpu_.products += plan.library_launches;
     return context_->staging().order(uploads, stream_, err);
 }
 
@@ -179,8 +180,9 @@ bool CudaQueue::launch_part(CudaPlan& plan, size_t index, Error* err) {
         c.exec = context_->take_graph(c.key);
         c.current = false;
     }
-    // The first run of kernels that no graph is there for goes out directly: many plans are run once only.
-    if (c.exec == nullptr && plan.runs < 2) return launch_all(plan, part, err);
+    // The first run of kernels that no graph is there for goes out directly: many plans are run once only. So does one
+    // with products of the library, which loads its kernels then: not a thing to do in a capture.
+    if (plan.runs < 2 && (c.exec == nullptr || plan.library_launches != 0)) return launch_all(plan, part, err);
     return launch_captured(plan, index, c, err);
 }
 
@@ -188,6 +190,10 @@ bool CudaQueue::launch_all(CudaPlan& plan, const Part& part, Error* err) {
     const Driver& d = gpu_.driver;
     for (uint32_t i = part.begin; i < part.end; ++i) {
         const Launch& l = plan.data.launches[i];
+        if (l.kernel == BY_LIBRARY) {
+            if (!launch_product(plan, l, err)) return false;
+            continue;
+        }
         void* args[] = {plan.data.args.data() + l.args};
         const CUresult status = d.cuLaunchKernel(plan.functions[i], l.grid.x, l.grid.y, l.grid.z, l.threads, 1, 1,
                                                  l.shared_bytes, stream_, args, nullptr);
@@ -199,6 +205,17 @@ bool CudaQueue::launch_all(CudaPlan& plan, const Part& part, Error* err) {
         return context_->check(status, what, err);
     }
     return true;
+}
+
+bool CudaQueue::launch_product(CudaPlan& plan, const Launch& l, Error* err) {
+    LibraryProduct product;
+    std::memcpy(&product, plan.data.args.data() + l.args, sizeof product);
+    const BlasStatus status = context_->library()->run(*plan.products[l.grid.x], product,
+                                                       scratch_ + plan.data.scratch_bytes, WORKSPACE_BYTES, stream_);
+    if (status == 0) return true;
+    const Tensor& node = *plan.graph->nodes[l.node];
+    return err->fail(Code::device, "CUDA device %d: op %s, tensor '%.63s': cublasLtMatmul failed with status %d",
+                     gpu_.ordinal, op_traits(node.op)->name, node.name, status);
 }
 
 // One graph launch in place of many: the graph is captured from the launches, and one of the same kernels is updated.

@@ -26,9 +26,11 @@ struct CudaPlan {
     Gpu* gpu = nullptr;
     Graph* graph = nullptr;
     PlanData data;
-    std::vector<CUfunction> functions;  // of the launches
-    std::vector<Buffer*> buffers;       // that the graph names
-    std::vector<Buffer*> written;       // those that it writes
+    std::vector<CUfunction> functions;  // of the launches; nullptr where the library computes
+    std::vector<std::shared_ptr<const Library::Prepared>> products;
+    size_t library_launches = 0;
+    std::vector<Buffer*> buffers;  // that the graph names
+    std::vector<Buffer*> written;  // those that it writes
     Fallback fallback;
     Context::FaultWord fault;
 
@@ -82,6 +84,7 @@ class CudaQueue {
     bool reserve(uint64_t bytes, Error* err);
     bool launch_part(CudaPlan& plan, size_t part, Error* err);
     bool launch_all(CudaPlan& plan, const Part& part, Error* err);
+    bool launch_product(CudaPlan& plan, const Launch& launch, Error* err);
     bool launch_captured(CudaPlan& plan, size_t part, CudaPlan::Captured& captured, Error* err);
     bool without_graph(CudaPlan& plan, const Part& part, CUresult status, const char* what, Error* err);
     bool depart(CudaPlan& plan, uint64_t number, Error* err);  // with mutex_ held

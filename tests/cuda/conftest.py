@@ -69,13 +69,15 @@ class _CheckedPlan:
 class _CheckedDevice:
     """An emulated device, with an eye on what it leaves to the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int = 80, *, blas: bool = False) -> None:
+        self._capability, self._blas = capability, blas
         self.renew()
 
     def renew(self) -> None:
         """Start with a fresh driver: after an error nothing of the old one works."""
-        self.driver = EmulatedDriver()
-        self.device = self.driver.device()
+        self.driver = EmulatedDriver(capability=self._capability)
+        options = {"blas": self.driver.blas} if self._blas else {}
+        self.device = self.driver.gpu(**options).device("CUDA0", "emulated GPU", host_memory=True)
 
     def alloc(self, size: int) -> Any:
         """Reserve memory."""
@@ -133,8 +135,8 @@ class _GpuDevice:
 
 def forget_drivers() -> None:
     """Let go of all devices: making a driver forgets the one before."""
-    emulated.cache_clear()
-    left_to_cpu.cache_clear()
+    for device in (emulated, emulated_bytes, emulated_blas, left_to_cpu):
+        device.cache_clear()
     gc.collect()
 
 
@@ -146,6 +148,20 @@ def emulated() -> _CheckedDevice:
 
 
 @cache
+def emulated_bytes() -> _CheckedDevice:
+    """Return one whose tensor cores are much faster with bytes than with halves."""
+    forget_drivers()
+    return _CheckedDevice(86)
+
+
+@cache
+def emulated_blas() -> _CheckedDevice:
+    """Return one that has what stands for cuBLASLt."""
+    forget_drivers()
+    return _CheckedDevice(blas=True)
+
+
+@cache
 def left_to_cpu() -> Any:
     """Return a device whose GPU has no kernel for any op."""
     forget_drivers()
@@ -153,6 +169,8 @@ def left_to_cpu() -> Any:
 
 
 ops.DEVICES["emulated"] = emulated
+ops.DEVICES["emulated 8.6"] = emulated_bytes
+ops.DEVICES["emulated with cuBLASLt"] = emulated_blas
 ops.DEVICES["left to the CPU"] = left_to_cpu
 ops.DEVICES["gpu"] = cache(_GpuDevice)
 LEVELS = ["emulated", *([pytest.param("gpu", marks=pytest.mark.gpu)] if cuda.names() else [])]

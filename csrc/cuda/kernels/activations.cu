@@ -1,4 +1,4 @@
-// Activations for products: converted once a tensor, packed rows. One block a row.
+// Activations for products: converted once a tensor, packed rows. One block a row but for Q8.
 // Floor: one read of x, 1.5 (Q8), 2 (F16, BF16) or 4 bytes written an element.
 #include "cuda/kernels/plain.cuh"
 #include "cuda/kernels/products.h"
@@ -17,13 +17,16 @@ GGR_DEVICE RowOfBlock row_of_block(const ConvertArgs& a) {
     return {a.x.data + i1 * a.x.nb[1] + i2 * a.x.nb[2] + i3 * a.x.nb[3], a.to + row * a.stride, a.x.ne[0], a.x.nb[0]};
 }
 
-// Blocks of 32, a warp each: d = max|x| / 127, quants x * (127 / max|x|) to nearest even.
+// Blocks of 32, a warp each: d = max|x| / 127, quants x * (127 / max|x|) to nearest even. Grid: x rows, y blocks of 32
+// (a.groups of them a block of the grid): a single row, as in decoding, would keep one multiprocessor busy alone.
 template <class X>
 GGR_KERNEL GGR_BOUNDS(256, 1) activations_q8(const ConvertArgs a) {
     const RowOfBlock row = row_of_block(a);
     const int64_t groups = padded_row(row.k) / 32;
     float* const scales = reinterpret_cast<float*>(row.to + groups * 32);
-    for (int64_t g = warp_index(); g < groups; g += n_threads() / WARP) {
+    const int64_t first = static_cast<int64_t>(block_y()) * a.groups;
+    const int64_t end = first + a.groups < groups ? first + a.groups : groups;
+    for (int64_t g = first + warp_index(); g < end; g += n_threads() / WARP) {
         const int64_t i = g * 32 + lane();
         const float x = i < row.k ? element<X>(row.from + i * row.nb0) : 0.0f;
         const float most = warp_max(absolute(x));
@@ -45,8 +48,9 @@ GGR_KERNEL GGR_BOUNDS(256, 1) activations_q8(const ConvertArgs a) {
     }
 }
 
-// Halves, multiplied by the power of two that puts the row's largest magnitude between 128 and 256: neither it nor what
-// is 2^-22 of it leaves the normal range.
+// Halves. A row whose largest magnitude is not in [2^-4, 2^15) is multiplied by the power of two that puts it between
+// 128 and 256. So none overflows, and what is 2^-10 of the largest is still a normal number; what is less is rounded to
+// 2^-20 of it at most.
 template <class X>
 GGR_KERNEL GGR_BOUNDS(256, 1) activations_f16(const ConvertArgs a) {
     GGR_SHARED float parts[WARP];
@@ -57,7 +61,7 @@ GGR_KERNEL GGR_BOUNDS(256, 1) activations_f16(const ConvertArgs a) {
         most = largest(most, absolute(element<X>(row.from + i * row.nb0)));
     most = block_max(most, parts);
     int exponent = static_cast<int>(float_to_bits(most) >> 23 & 255);
-    exponent = exponent < 8 ? 8 : exponent > 250 ? 250 : exponent;
+    exponent = exponent < 8 ? 8 : exponent > 250 ? 250 : exponent >= 123 && exponent < 142 ? 134 : exponent;
     const float scale = bits_to_float(static_cast<uint32_t>(261 - exponent) << 23);
     for (int64_t i = thread_index(); i < padded; i += n_threads()) {
         const float x = i < row.k ? element<X>(row.from + i * row.nb0) : 0.0f;

@@ -16,6 +16,7 @@ namespace cuda {
 #define GGR_CONST static __device__ const
 #define GGR_SHARED __shared__ __align__(16)
 #define GGR_UNROLL _Pragma("unroll")
+#define GGR_ROLLED _Pragma("unroll 1")  // for loops whose copies would take too many registers
 // At most `threads` a block and, if it matters, at least `blocks` blocks a multiprocessor at once.
 #define GGR_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
@@ -216,6 +217,21 @@ GGR_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (
     asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
         : "+r"(d[2]), "+r"(d[3])
         : "r"(a[3]), "r"(b[1]));
+#endif
+}
+// d[16 x 8] += a[16 x 16] b[16 x 8], signed bytes: one half of the above.
+GGR_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a[0]), "r"(b));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d[2]), "+r"(d[3])
+        : "r"(a[1]), "r"(b));
 #endif
 }
 // d[16 x 8] += a[16 x 16] b[16 x 8], halves, sums in f32; a: 4 words, b: 2, d: 4. sm_80; before it by two of m16n8k8.

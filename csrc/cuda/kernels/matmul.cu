@@ -5,8 +5,8 @@
 // of what activations of 8 bits would lose) meet activations in half with a scale a row; BF16 weights meet bf16. Floor:
 // 2 m n k operations over the rate of the tensor cores (mma.sync reaches about 60 % of a Hopper's); unpacking is 60
 // instructions for 16 elements, against 8 products of 16 x 8 x 16 a warp for the same elements and 128 columns.
-#include "cuda/kernels/place.cuh"
 #include "cuda/kernels/plain.cuh"
+#include "cuda/kernels/tiles.cuh"
 #include "cuda/types/all.cuh"
 
 namespace ggr {
@@ -95,39 +95,6 @@ GGR_DEVICE void mma_of(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
         mma_f16(d, a, b);
 }
 
-// Which columns a tile has.
-struct TileColumns {
-    const uint8_t* w;
-    const int32_t* pairs;  // of a product by id, else nullptr
-    int first, count, w2, w3;
-    bool empty;  // the result is 0
-};
-
-GGR_DEVICE TileColumns tile_columns(const ProductArgs& a, int width) {
-    TileColumns t;
-    t.empty = false;
-    if (a.ids != nullptr) {
-        const int32_t* tile = a.tiles + 3 * block_y();
-        t.pairs = a.pairs + tile[1];
-        t.first = 0;
-        t.count = tile[2];
-        t.w2 = t.w3 = 0;
-        t.empty = tile[0] >= a.experts;
-        t.w = a.w + (t.empty ? 0 : tile[0]) * a.w_nb[1];
-    } else {
-        t.pairs = nullptr;
-        t.w3 = block_z() / a.w_ne2;
-        t.w2 = block_z() - t.w3 * a.w_ne2;
-        t.first = block_y() * width;
-        t.count = a.columns - t.first < width ? a.columns - t.first : width;
-        t.w = a.w + t.w2 * a.w_nb[1] + t.w3 * a.w_nb[2];
-    }
-    return t;
-}
-GGR_DEVICE Column column_of_tile(const ProductArgs& a, const TileColumns& t, int c) {
-    return t.pairs != nullptr ? column_of_pair(a, t.pairs[c]) : column_of_matrix(a, t.first + c, t.w2, t.w3);
-}
-
 // Warps: N / 32 along the columns, the others of the 8 along the rows. N: 32, 64 or 128.
 template <class Rows, int N>
 GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
@@ -140,7 +107,7 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
 
     const TileColumns t = tile_columns(a, N);
     if (t.count <= 0) return;
-    const int thread = thread_index(), row0 = block_x() * TILE_ROWS;
+    const int thread = thread_index(), row0 = (block_x() - t.matrix.first_block) * TILE_ROWS, rows = t.matrix.m;
     for (int c = thread; c < N; c += TILE_THREADS) {
         const Column column = column_of_tile(a, t, c < t.count ? c : t.count - 1);
         column_x[c] = column.x;
@@ -150,8 +117,9 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
 
     // Loading: 16 elements of a row of weights, up to two times 8 of a column, each thread.
     const int w_row = thread / 2, w_side = thread % 2;
-    const uint8_t* const w = t.w + (row0 + w_row < a.m ? row0 + w_row : a.m - 1) * a.w_nb[0];
-    const auto from = Rows::row(w, row0 + w_row < a.m ? row0 + w_row : a.m - 1, a.w_nb[0]);
+    const int w_index = row0 + w_row < rows ? row0 + w_row : rows - 1;
+    const uint8_t* const w = t.w + w_index * a.w_nb[0];
+    const auto from = Rows::row(w, w_index, a.w_nb[0]);
     const bool packed = a.packed != 0;
     const int steps = t.empty ? 0 : (a.k + STEP - 1) / STEP;
     constexpr int X_LOADS = N > TILE_THREADS / 4 ? N * 4 / TILE_THREADS : 1;
@@ -221,8 +189,8 @@ GGR_KERNEL GGR_BOUNDS(TILE_THREADS, 2) tiles(const ProductArgs a) {
             GGR_UNROLL
             for (int m = 0; m < MM; ++m) {
                 const int row = row0 + m0 + 16 * m + lane() / 4;
-                if (row < a.m) dst[row] = sums[m][n][odd] * scale;
-                if (row + 8 < a.m) dst[row + 8] = sums[m][n][2 + odd] * scale;
+                if (row < rows) dst[row] = sums[m][n][odd] * scale;
+                if (row + 8 < rows) dst[row + 8] = sums[m][n][2 + odd] * scale;
             }
         }
     }
@@ -239,7 +207,8 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
     GGR_SHARED float* column_dst[PLAIN_TILE];
     const TileColumns t = tile_columns(a, PLAIN_TILE);
     if (t.count <= 0) return;
-    const int thread = thread_index(), row0 = block_x() * PLAIN_TILE;
+    const int thread = thread_index(), row0 = (block_x() - t.matrix.first_block) * PLAIN_TILE;
+    const int rows = t.matrix.m;
     if (thread < PLAIN_TILE) {
         const Column column = column_of_tile(a, t, thread < t.count ? thread : t.count - 1);
         column_x[thread] = column.x;
@@ -253,7 +222,7 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
     const auto fetch = [&](int e) {
         GGR_UNROLL
         for (int i = 0; i < 4; ++i) {
-            const int line = ty + 16 * i, row = row0 + line < a.m ? row0 + line : a.m - 1;
+            const int line = ty + 16 * i, row = row0 + line < rows ? row0 + line : rows - 1;
             const int64_t at = static_cast<int64_t>(e) * static_cast<int64_t>(sizeof(typename W::Bits));
             next_w[i] = e < k ? element<W>(t.w + row * a.w_nb[0] + at) : 0.0f;
             next_x[i] = e < k ? element<F32>(column_x[line] + 4 * static_cast<int64_t>(e)) : 0.0f;
@@ -286,7 +255,7 @@ GGR_KERNEL GGR_BOUNDS(256, 1) tiles_plain(const ProductArgs a) {
         GGR_UNROLL
         for (int j = 0; j < 4; ++j) {
             const int row = row0 + 4 * tx + j;
-            if (row < a.m) column_dst[4 * ty + i][row] = sums[i][j];
+            if (row < rows) column_dst[4 * ty + i][row] = sums[i][j];
         }
     }
 }

@@ -20,7 +20,7 @@ struct VectorTask {
     const uint8_t* w[R];
     const uint8_t* x[N];
     float* dst[N];
-    int row, part;
+    int row, rows, part;
     int32_t expert;
     bool absent;  // a product by id without a legal id: its result is 0, or nobody reads it
 };
@@ -30,10 +30,12 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
     VectorTask<N> t;
     const int warps = n_threads() / WARP, group = warp_index() / a.split;
     t.part = warp_index() - group * a.split;
-    t.row = (block_x() * (warps / a.split) + group) * R;
+    const ProductArgs::Other matrix = matrix_of_block(a);
+    t.row = ((block_x() - matrix.first_block) * (warps / a.split) + group) * R;
+    t.rows = matrix.m;
     t.expert = 0;
     t.absent = false;
-    const uint8_t* w = a.w;
+    const uint8_t* w = matrix.w;
     if (a.ids != nullptr) {
         const int pair = block_y(), token = pair / a.slots, slot = pair - token * a.slots;
         int32_t expert = *reinterpret_cast<const int32_t*>(a.ids + slot * a.ids_nb[0] + token * a.ids_nb[1]);
@@ -44,7 +46,7 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
         }
         t.expert = expert;
         w += expert * a.w_nb[1];
-        const Column c = column_of_pair(a, pair);
+        const Column c = column_of_pair(a, matrix, pair);
         t.x[0] = c.x;
         t.dst[0] = c.dst;
     } else {
@@ -52,20 +54,20 @@ GGR_DEVICE VectorTask<N> vector_task(const ProductArgs& a) {
         w += w2 * a.w_nb[1] + w3 * a.w_nb[2];
         GGR_UNROLL
         for (int c = 0; c < N; ++c) {
-            const Column column = column_of_matrix(a, c < a.columns ? c : a.columns - 1, w2, w3);
+            const Column column = column_of_matrix(a, matrix, c < a.columns ? c : a.columns - 1, w2, w3);
             t.x[c] = column.x;
             t.dst[c] = column.dst;
         }
     }
     GGR_UNROLL
-    for (int r = 0; r < R; ++r) t.w[r] = w + (t.row + r < a.m ? t.row + r : a.m - 1) * a.w_nb[0];
+    for (int r = 0; r < R; ++r) t.w[r] = w + (t.row + r < t.rows ? t.row + r : t.rows - 1) * a.w_nb[0];
     return t;
 }
 
 // The number of row r of those of a warp: which of its group it is, where rows are interleaved.
 template <int N>
-GGR_DEVICE int row_number(const ProductArgs& a, const VectorTask<N>& t, int r) {
-    return t.row + r < a.m ? t.row + r : a.m - 1;
+GGR_DEVICE int row_number(const VectorTask<N>& t, int r) {
+    return t.row + r < t.rows ? t.row + r : t.rows - 1;
 }
 
 // Add up the lanes' sums, then those of the warps that share rows: the first of them has all. Every thread of the block
@@ -98,7 +100,7 @@ GGR_DEVICE void store_sums(const ProductArgs& a, const VectorTask<N>& t, float (
     for (int c = 0; c < N; ++c) {
         GGR_UNROLL
         for (int r = 0; r < R; ++r) {
-            if (c < a.columns && t.row + r < a.m) t.dst[c][t.row + r] = t.absent ? 0.0f : sums[r][c];
+            if (c < a.columns && t.row + r < t.rows) t.dst[c][t.row + r] = t.absent ? 0.0f : sums[r][c];
         }
     }
 }
@@ -114,7 +116,7 @@ GGR_DEVICE void sum_quantised(const ProductArgs& a, const VectorTask<N>& t, floa
     const int units = a.k / (16 * T::PARTS), scales = padded_row(a.k);
     Row rows[R];
     GGR_UNROLL
-    for (int r = 0; r < R; ++r) rows[r] = product_row<T>(t.w[r], row_number(a, t, r), a.w_nb[0]);
+    for (int r = 0; r < R; ++r) rows[r] = product_row<T>(t.w[r], row_number(t, r), a.w_nb[0]);
     for (int u = t.part * WARP + lane(); u < units; u += a.split * WARP) {
         const int block = u / T::UNITS, unit = u - block * T::UNITS;
         Piece pieces[R][T::PARTS];
@@ -196,7 +198,7 @@ template <class W>
 GGR_DEVICE void sum_pairs(const ProductArgs& a, const VectorTask<1>& t, float (&sums)[R][1]) {
     const uint8_t* rows[R];
     GGR_UNROLL
-    for (int r = 0; r < R; ++r) rows[r] = W::row(t.w[r], row_number(a, t, r), a.w_nb[0]);
+    for (int r = 0; r < R; ++r) rows[r] = W::row(t.w[r], row_number(t, r), a.w_nb[0]);
     for (int i = 2 * (t.part * WARP + lane()); i < a.k; i += 2 * a.split * WARP) {
         const float* x = reinterpret_cast<const float*>(t.x[0]) + i;
         GGR_UNROLL

@@ -28,24 +28,55 @@ struct Q2_K : ShiftedBlock<84, 4, true> {
         p.min = -half_at(block + 82) * static_cast<float>(scales >> 4);
         return p;
     }
+    // The scale of the 16 is in the codes (0 .. 45), that of the block in `scale`.
+    GGR_DEVICE Piece load_scaled(const uint8_t* block, int unit, int part) {
+        Piece p = load(block, unit, part);
+        const uint32_t scale = block[8 * (unit / 2) + 2 * part + unit % 2] & 15;
+        GGR_UNROLL
+        for (int i = 0; i < 4; ++i) p.codes[i] *= scale;
+        p.scale = half_at(block + 80);
+        return p;
+    }
 };
 
 struct Q3_K : ShiftedBlock<110, 2, false> {
-    GGR_DEVICE Piece load(const uint8_t* block, int unit, int part) {
-        Piece p;
+    // Codes raised by 4.
+    GGR_DEVICE void raised(const uint8_t* block, int unit, int part, uint32_t (&codes)[4]) {
         uint32_t q[4], high[4];
         words_at(block + 32 + 16 * unit, q);
         words_at(block + 16 * (unit % 2), high);  // third bit, clear for minus 4: bit 4 * half + part
         const int bit = 4 * (unit / 2) + part;
         GGR_UNROLL
-        for (int i = 0; i < 4; ++i)
-            p.codes[i] = minus4((q[i] >> 2 * part & 0x03030303u) | (high[i] >> bit & 0x01010101u) << 2, 4);
-        // 16 scales of 6 bits, raised by 32: low nibbles of bytes 0 .. 7, then their high ones; upper bits of scale i
-        // at 2 (i / 4) of byte 8 + i % 4.
+        for (int i = 0; i < 4; ++i) codes[i] = (q[i] >> 2 * part & 0x03030303u) | (high[i] >> bit & 0x01010101u) << 2;
+    }
+    // 16 scales of 6 bits, raised by 32: low nibbles of bytes 0 .. 7, then their high ones; upper bits of scale i at
+    // 2 (i / 4) of byte 8 + i % 4.
+    GGR_DEVICE int scale_of(const uint8_t* block, int unit, int part) {
         const int i = 8 * (unit / 2) + 2 * part + unit % 2;
         const uint8_t* s = block + 96;
-        const int scale = (s[i % 8] >> 4 * (i / 8) & 15) | (s[8 + i % 4] >> 2 * (i / 4) & 3) << 4;
-        p.scale = half_at(block + 108) * static_cast<float>(scale - 32);
+        return ((s[i % 8] >> 4 * (i / 8) & 15) | (s[8 + i % 4] >> 2 * (i / 4) & 3) << 4) - 32;
+    }
+    GGR_DEVICE Piece load(const uint8_t* block, int unit, int part) {
+        Piece p;
+        raised(block, unit, part, p.codes);
+        GGR_UNROLL
+        for (int i = 0; i < 4; ++i) p.codes[i] = minus4(p.codes[i], 4);
+        p.scale = half_at(block + 108) * static_cast<float>(scale_of(block, unit, part));
+        p.min = -0.0f;
+        return p;
+    }
+    // The scale of the 16 is in the codes, with the opposite sign: -(-4 .. 3) * (-32 .. 31) is in -128 .. 124.
+    GGR_DEVICE Piece load_scaled(const uint8_t* block, int unit, int part) {
+        Piece p;
+        raised(block, unit, part, p.codes);
+        const int scale = scale_of(block, unit, part);
+        const uint32_t size = static_cast<uint32_t>(scale < 0 ? -scale : scale), zero = 4 * size * 0x01010101u;
+        GGR_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t scaled = p.codes[i] * size;  // 0 .. 224 a byte
+            p.codes[i] = scale < 0 ? subtract4(scaled, zero) : subtract4(zero, scaled);
+        }
+        p.scale = -half_at(block + 108);
         p.min = -0.0f;
         return p;
     }

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ggml_rpc.devices._device import NativeDevice
 
-from ._cuda import CudaDevice, CudaGpu, driver_functions, ops_with_kernels, plan_counts, registry
+from . import blas
+from ._cuda import CudaDevice, CudaGpu, blas_functions, driver_functions, ops_with_kernels, plan_counts, registry
 from .driver import Found, FoundGpu, found
 from .loading import Kernels
 
@@ -49,7 +50,9 @@ def open_gpus(wanted: Sequence[str], cpu: NativeDevice, graph_timeout: float = 0
             gpu = by_name[name]
             loader = kernels_of(gpu).load
             table = ctypes.addressof(here.table)
-            opened[name] = CudaGpu(table, gpu.ordinal, loader, cpu, graph_timeout=graph_timeout, log=LOG.warning)
+            opened[name] = CudaGpu(
+                table, gpu.ordinal, loader, cpu, graph_timeout=graph_timeout, log=LOG.warning, blas=blas.address
+            )
         out.append(opened[name].device(name, by_name[name].name))
     return out
 
@@ -78,6 +81,7 @@ __all__ = [
     "Found",
     "FoundGpu",
     "Kernels",
+    "blas_functions",
     "driver_functions",
     "found",
     "names",

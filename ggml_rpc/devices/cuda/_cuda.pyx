@@ -19,6 +19,11 @@ cdef extern from "cuda/driver.h" namespace "ggr::cuda" nogil:
         pass
 
 
+cdef extern from "cuda/blas.h" namespace "ggr::cuda" nogil:
+    cdef cppclass Blas:
+        pass
+
+
 cdef extern from "cuda/plan.h" namespace "ggr::cuda" nogil:
     cdef cppclass KernelName:
         const char *file
@@ -40,6 +45,7 @@ cdef extern from "cuda/cuda.h" namespace "ggr" nogil:
     cdef cppclass CudaOwner:
         cbool (*load)(void *, const KernelName *, uint32_t, CUfunction *, Error *) noexcept
         void (*log)(void *, const char *) noexcept
+        const Blas *(*blas)(void *) noexcept
         void *context
 
     cdef cppclass CudaCounts:
@@ -47,10 +53,12 @@ cdef extern from "cuda/cuda.h" namespace "ggr" nogil:
         uint64_t graph_launches
         uint64_t graph_updates
         uint64_t cpu_nodes
+        uint64_t products
         uint64_t contexts
         uint64_t kept_bytes
 
     int cuda_driver_functions(const char **names, int capacity)
+    int cuda_blas_functions(const char **names, int capacity)
     NativeGpu *cuda_open(const Driver *, int, const CudaOwner &, Device *, int64_t, Error *)
     void cuda_close(NativeGpu *)
     void cuda_leave(NativeGpu *, int32_t)
@@ -71,6 +79,13 @@ def driver_functions() -> list[str]:
     """Return the names of the driver's functions in the order of the table that `CudaGpu` takes."""
     cdef const char *names[128]
     cdef int n = cuda_driver_functions(names, 128)
+    return [names[i].decode() for i in range(n)]
+
+
+def blas_functions() -> list[str]:
+    """Return the names of cuBLASLt's functions in the order of the table that `CudaGpu` may ask for."""
+    cdef const char *names[64]
+    cdef int n = cuda_blas_functions(names, 64)
     return [names[i].decode() for i in range(n)]
 
 
@@ -119,6 +134,14 @@ cdef void _log(void *context, const char *line) noexcept with gil:
         pass
 
 
+cdef const Blas *_blas(void *context) noexcept with gil:
+    try:
+        wanted = (<CudaGpu> context).blas
+        return <const Blas *> <uintptr_t> (wanted() if wanted is not None else 0)
+    except BaseException:  # without it there are kernels of our own
+        return NULL
+
+
 @cython.no_gc_clear
 cdef class CudaGpu:
     """One GPU.
@@ -137,6 +160,9 @@ cdef class CudaGpu:
         Seconds after which a run fails; 0 means never.
     log : callable, optional
         Takes a line for each kind of node that is left to the CPU, once.
+    blas : callable, optional
+        Returns the address of cuBLASLt's functions in the order of `blas_functions()`, or 0; called at most once, when
+        a product first could use them. They are copied.
     without : sequence of str
         Names of ops that are left to the CPU even if they have kernels.
     keep : int, optional
@@ -152,10 +178,11 @@ cdef class CudaGpu:
     cdef NativeGpu *gpu
     cdef object loader
     cdef object log
+    cdef object blas
     cdef NativeDevice cpu
 
     def __cinit__(self, uintptr_t table, int ordinal, loader, NativeDevice cpu, *, double graph_timeout=0.0, log=None,
-                  without=(), keep=None):
+                  blas=None, without=(), keep=None):
         cdef Error err
         cdef CudaOwner owner
         cdef int64_t timeout_ns = <int64_t> (graph_timeout * 1e9)
@@ -163,9 +190,11 @@ cdef class CudaGpu:
         memset(<void *> &err, 0, sizeof(Error))
         self.loader = loader
         self.log = log
+        self.blas = blas
         self.cpu = cpu
         owner.load = _load
         owner.log = _log
+        owner.blas = _blas
         owner.context = <void *> self
         with nogil:
             self.gpu = cuda_open(<const Driver *> table, ordinal, owner, cpu_device, timeout_ns, &err)
@@ -207,8 +236,8 @@ cdef class CudaGpu:
         """Return how often what happened since the GPU was opened.
 
         `launches` of kernels (those in graphs included), `graph_launches`, `graph_updates`, `cpu_nodes` that ran on the
-        CPU, `contexts` made (more than one after an error that lost one), and `kept_bytes` of copies of weights that
-        are on the host now.
+        CPU, `products` that cuBLASLt computed, `contexts` made (more than one after an error that lost one), and
+        `kept_bytes` of copies of weights that are on the host now.
         """
         cdef CudaCounts counts = cuda_counts(self.gpu)
         return {
@@ -216,6 +245,7 @@ cdef class CudaGpu:
             "graph_launches": counts.graph_launches,
             "graph_updates": counts.graph_updates,
             "cpu_nodes": counts.cpu_nodes,
+            "products": counts.products,
             "contexts": counts.contexts,
             "kept_bytes": counts.kept_bytes,
         }

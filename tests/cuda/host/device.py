@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ggml_rpc.devices.cpu import CpuPool
-from ggml_rpc.devices.cuda import CudaDevice, CudaGpu, driver_functions, registry
+from ggml_rpc.devices.cuda import CudaDevice, CudaGpu, blas_functions, driver_functions, registry
 
 from .build import KERNELS, kernel_library
 from .emulator import library
@@ -28,6 +28,7 @@ class _Setup(ctypes.Structure):
         ("memory_bytes", ctypes.c_uint64),
         ("lazy", ctypes.c_int32),
         ("queries", ctypes.c_int32),
+        ("l2_bytes", ctypes.c_int32),
     )
 
 
@@ -87,6 +88,8 @@ class EmulatedDriver:
         Work is done when somebody waits for it, not before: shows what is read or used again too early.
     queries : int
         How often an event that is not done answers that it is not ready.
+    l2_bytes : int
+        Of the cache.
     """
 
     def __init__(
@@ -97,16 +100,20 @@ class EmulatedDriver:
         *,
         lazy: bool = False,
         queries: int = 0,
+        l2_bytes: int = 4 << 20,
     ) -> None:
         lib = library()
         for name in ("ggr_driver_misuse", "ggr_driver_ran"):
             getattr(lib, name).restype = ctypes.c_char_p
         lib.ggr_driver_function.restype = ctypes.c_void_p
-        lib.ggr_driver_setup(ctypes.byref(_Setup(devices, capability, memory_bytes, lazy, queries)))
+        lib.ggr_driver_setup(ctypes.byref(_Setup(devices, capability, memory_bytes, lazy, queries, l2_bytes)))
         names = driver_functions()
         self.functions = {name: lib.ggr_driver_function(name.encode()) for name in names}
         self._table = (ctypes.c_void_p * len(names))(*self.functions.values())
         self.table = ctypes.addressof(self._table)
+        lib.ggr_blas_function.restype = ctypes.c_void_p
+        own = [lib.ggr_blas_function(name.encode()) for name in blas_functions()]
+        self._blas = (ctypes.c_void_p * len(own))(*own)
         self._images: list[Any] = []
 
     def call(self, name: str, *args: Any) -> int:
@@ -134,6 +141,10 @@ class EmulatedDriver:
         status = self.call(name, *args)
         if status != 0:
             raise RuntimeError(f"{name}: {status}: {self.misuse()}")
+
+    def blas(self) -> int:
+        """Return the address of what stands for cuBLASLt: for the option `blas` of `gpu`."""
+        return ctypes.addressof(self._blas)
 
     def gpu(self, ordinal: int = 0, threads: int = 2, **options: Any) -> CudaGpu:
         """Return one GPU; what has no kernel is computed by a CPU device of so many threads."""

@@ -71,10 +71,10 @@ CUresult emu_cuDeviceGetAttribute(int* out, int attribute, CUdevice device) {
         {31, 1},        // several kernels at once
         {33, device},   // PCI bus
         {34, 0},        // PCI device
-        {38, 4 << 20},  // L2
-        {39, 2048},     // threads a multiprocessor
-        {40, 2},        // copy engines
-        {41, 1},        // one address space
+        {38, state->setup.l2_bytes},
+        {39, 2048},  // threads a multiprocessor
+        {40, 2},     // copy engines
+        {41, 1},     // one address space
         {75, state->setup.capability / 10},
         {76, state->setup.capability % 10},
         {81, 228 << 10},  // shared memory a multiprocessor

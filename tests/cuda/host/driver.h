@@ -14,11 +14,14 @@ struct GgrDriverSetup {
     // read too early, and staging memory that is used again too early, show.
     int32_t lazy;
     int32_t queries;  // how often an event that is not done is "not ready" before it is done by being asked for
+    int32_t l2_bytes;
 };
 // Forgets everything. Nothing of before may be used any more.
 void ggr_driver_setup(const GgrDriverSetup*);
 // The address of a function of the table by its name there, or nullptr.
 void* ggr_driver_function(const char* name);
+// The same of what stands for cuBLASLt.
+void* ggr_blas_function(const char* name);
 // From the call after the next `after` calls of a function on, `times` of them return `code`; sticky: and so does
 // everything in the context from then on.
 void ggr_driver_inject(const char* function, int after, int times, int code, int sticky);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,7 +37,7 @@ struct Record {
     CUstream stream;
     Clock::time_point when;
 };
-enum class Kind { kernel, copy, fill, record, wait, graph };
+enum class Kind { kernel, copy, fill, record, wait, graph, call };
 struct Work {
     Kind kind;
     CUfunction function = nullptr;
@@ -48,6 +49,7 @@ struct Work {
     uint8_t value = 0;
     std::shared_ptr<Record> record;
     std::shared_ptr<std::vector<Work>> graph;
+    std::function<void()> call;  // what a library put there
 };
 
 }  // namespace emulated
@@ -133,7 +135,7 @@ struct Injection {
 };
 
 struct State {
-    GgrDriverSetup setup = {1, 80, uint64_t{1} << 30, 0, 0};
+    GgrDriverSetup setup = {1, 80, uint64_t{1} << 30, 0, 0, 4 << 20};
     Handles<CUctx_st> contexts;
     Handles<CUstream_st> streams;
     Handles<CUevent_st> events;

@@ -63,6 +63,9 @@ static CUresult run(const Work& w, CUcontext context) {
         case Kind::wait:
             if (!w.record->done && w.record->stream) run_until(w.record->stream, w.record.get());
             return 0;
+        case Kind::call:
+            w.call();
+            return 0;
         case Kind::graph:
             for (const Work& part : *w.graph) {
                 if (const CUresult status = run(part, context)) return status;

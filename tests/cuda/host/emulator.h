@@ -15,6 +15,7 @@
 #define GGR_CONST [[maybe_unused]] static const
 #define GGR_SHARED static __attribute__((aligned(16)))
 #define GGR_UNROLL
+#define GGR_ROLLED
 #define GGR_BOUNDS(threads, blocks)
 
 #define GGR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -236,6 +237,9 @@ GGR_DEVICE uint32_t lookup4(const uint32_t (&table)[4], uint32_t index) {
 // ---- Matrix products by a warp ----
 GGR_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], GGR_HERE) {
     emulator::product("mma_s8", emulator::compute_mma_s8, d, a, b, file, line);
+}
+GGR_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, GGR_HERE) {
+    emulator::product("mma_s8", emulator::compute_mma_s8, d, {a[0], a[1], 0, 0}, {b, 0}, file, line);
 }
 GGR_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], GGR_HERE) {
     emulator::product("mma_f16", emulator::compute_mma_f16, d, a, b, file, line);
