@@ -8,8 +8,9 @@
 // cycles and those of a Hopper 4. So bytes are worth it where halves with sums in f32 run at a quarter of their rate or
 // less (7.5, 8.6, 8.9, 12.0); on 8.0, 9.0 and 10.0 the tiles of halves take no longer.
 //
-// A block of 128 columns has 64 sums a thread (128 registers, so two blocks a multiprocessor) and 46 to 48 KB of shared
-// memory; unpacking is about 30 instructions for 16 elements, an eighth of what the sums take.
+// A block of 128 columns has 64 sums a thread (128 registers, so two blocks a multiprocessor; up to 96 bytes are
+// spilled once a step) and 44 to 48 KB of shared memory, one of 64 columns 116 to 128 registers and 31 to 35 KB;
+// unpacking is about 30 instructions for 16 elements, an eighth of what the sums of 128 columns take.
 #include "cuda/kernels/tiles.cuh"
 #include "cuda/types/all.cuh"
 
