@@ -42,8 +42,14 @@ GGR_KERNEL GGR_BOUNDS(128, 1) mask_tiles(const MaskTilesArgs a) {
 
 // D: channels of the longer of K's and V's rows, rounded up; the shared rows are 16 bytes longer, so that the eight
 // rows of a matrix lie in different banks.
+//
+// Registers: a thread holds D / 2 sums, D / 4 of the queries and KEYS / 2 scores: 128 for D = 128, and ptxas takes 255
+// for it. That leaves 8 warps a multiprocessor; 12 would need 168 registers, and spill 350 bytes (100 with the queries
+// in shared memory). They would not pay: the four reads of K that go with eight products take 16 cycles of the shared
+// memory, as long as the products themselves, so what bounds the kernel are those reads, and queries would add a
+// quarter to the half of them that are K's. For D = 64 the 168 registers suffice.
 template <int D, int WARPS, int MODE>
-GGR_KERNEL GGR_BOUNDS(WARPS * 32, 1) attention_tiles(const AttentionArgs a) {
+GGR_KERNEL GGR_BOUNDS(WARPS * 32, D <= 64 ? 3 : 1) attention_tiles(const AttentionArgs a) {
     constexpr int PLANES = Mode<MODE>::PLANES;
     constexpr int KEYS = D <= 128 && PLANES == 1 ? 64 : 32, STRIDE = D + 8, ROWS = 16 * WARPS;
     constexpr int KEY_PLANE = KEYS * STRIDE, QUERY_PLANE = ROWS * STRIDE;

@@ -11,7 +11,7 @@ namespace ggr {
 namespace cuda {
 
 template <int DK, int DV, int MODE>
-GGR_KERNEL GGR_BOUNDS(256, 1) attention_wide(const AttentionArgs a) {
+GGR_KERNEL GGR_BOUNDS(256, 2) attention_wide(const AttentionArgs a) {
     static_assert(MODE != TILE_SPLIT && DK % 32 == 0 && DV % 64 == 0, "a plane, halves and quarters");
     constexpr int KEYS = 32, ROWS = 32, K_STRIDE = DK + 8, V_STRIDE = DV + 8, P_STRIDE = KEYS + 8, S_STRIDE = KEYS + 4;
     const int rows = a.group * a.n_queries, n_tiles = (rows + ROWS - 1) / ROWS;
