@@ -13,7 +13,6 @@ namespace {
 constexpr unsigned MAP_HOST = 8;       // of contexts: pinned memory has addresses on the device
 constexpr unsigned DEVICE_MAP = 2;     // of pinned memory: it has such an address
 constexpr int MAX_DYNAMIC_SHARED = 8;  // attribute of a function
-constexpr uint32_t SHARED_WITHOUT_ASKING = 48 << 10;
 constexpr size_t FAULTS_A_BLOCK = 128;
 constexpr size_t KEPT_GRAPHS = 16;
 // Of the device's memory for modules, stacks and what the driver needs while kernels run.
@@ -179,7 +178,8 @@ bool Context::load(const std::vector<std::pair<uint32_t, uint32_t>>& kernels_and
     const std::lock_guard<std::mutex> lock(function_mutex_);
     for (const auto& k : kernels_and_shared) {
         Loaded& l = functions_[k.first];
-        if (k.second <= std::max(l.shared_bytes, SHARED_WITHOUT_ASKING)) continue;
+        // 48 KiB are allowed without asking, but what the kernel has by itself counts among them.
+        if (k.second <= l.shared_bytes) continue;
         const CUresult status = driver_.cuFuncSetAttribute(l.function, MAX_DYNAMIC_SHARED, static_cast<int>(k.second));
         if (!check(status, "cuFuncSetAttribute", err)) return false;
         l.shared_bytes = k.second;

@@ -1,6 +1,8 @@
 // The emulated driver: a stream is a list of what is to be done, a graph a copy of one.
 #include <dlfcn.h>
 
+#include <algorithm>
+
 #include "driver_state.h"
 
 namespace emulated {
@@ -279,7 +281,12 @@ CUresult emu_cuModuleGetFunction(CUfunction* out, CUmodule module, const char* n
         const GgrKernel* kernel = module->kernels->kernels + i;
         if (std::strcmp(kernel->name, name) != 0) continue;
         auto& f = module->functions[name];
-        if (!f) f.reset(new CUfunc_st{module, kernel});
+        if (!f) {
+            // What the kernel itself has counts; all that the library's kernels have is a bound of it.
+            const int64_t own = module->kernels->shared_end - module->kernels->shared_begin;
+            f.reset(new CUfunc_st{module, kernel});
+            f->max_dynamic = static_cast<int>(std::max<int64_t>(0, SHARED_WITHOUT_ASKING - own));
+        }
         *out = f.get();
         return 0;
     }
