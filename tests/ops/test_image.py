@@ -1,4 +1,4 @@
-"""Interpolation, mirrored and shifted rows, times, windows and relative positions, against float64."""
+"""UPSCALE, PAD_REFLECT_1D, ROLL, TIMESTEP_EMBEDDING against NumPy."""
 
 from __future__ import annotations
 
@@ -6,155 +6,117 @@ import struct
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from tests.ops.test_ik import normal
 from tests.ops.tolerances import check
 from tests.support.device import Bench
 
-NEAREST, BILINEAR, BICUBIC = 0, 1, 2
-ALIGN_CORNERS, ANTIALIAS = 256, 512
+NEAREST, BILINEAR, BICUBIC, ALIGN_CORNERS, ANTIALIAS = 0, 1, 2, 256, 512
+SIZES = [((17, 9), (40, 31)), ((33, 16), (16, 5)), ((5, 1), (7, 97)), ((8, 8), (8, 8)), ((1, 3), (1, 1))]
+
+Matrix = NDArray[np.float64]
 
 
-def ints(*values: int) -> bytes:
-    return struct.pack(f"<{len(values)}i", *values)
+def words(*numbers: int) -> bytes:
+    """Pack i32 parameters."""
+    return struct.pack(f"<{len(numbers)}i", *numbers)
 
 
-# ---- UPSCALE ----
+def cubic(distance: Matrix) -> Matrix:
+    """Return the kernel of cubic convolution with a = -3/4."""
+    a, d = -0.75, np.abs(distance)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def scale_of(n: int, m: int, flags: int) -> float:
-    """Return how many elements of the result there are for one of the source along an axis."""
-    return (m - 1) / (n - 1) if flags & ALIGN_CORNERS and n > 1 and m > 1 else m / n
-
-
-def nearest(n: int, m: int, flags: int = 0) -> np.ndarray:
-    """Return the matrix [m, n] that takes the nearest of n elements; f32 decides, as in clients' references."""
-    at = np.arange(m, dtype=np.float32) / np.float32(scale_of(n, m, flags))
-    return np.eye(n)[np.clip(at.astype(np.int64), 0, n - 1)]
-
-
-def linear(n: int, m: int, flags: int) -> np.ndarray:
-    """Return the matrix of linear interpolation, or of triangles as wide as the source's step."""
-    scale, offset = scale_of(n, m, flags), 0.0 if flags & ALIGN_CORNERS else 0.5
-    at = (np.arange(m) + offset) / scale
-    if flags & ANTIALIAS:
+def weights(n_in: int, n_out: int, mode: int) -> Matrix:
+    """Return the matrix that interpolates one axis, shape (n_out, n_in)."""
+    corners = bool(mode & ALIGN_CORNERS) and n_in > 1 and n_out > 1
+    offset = 0.0 if mode & ALIGN_CORNERS else 0.5
+    scale = (n_out - 1) / (n_in - 1) if corners else n_out / n_in
+    if mode & ANTIALIAS:
         width = max(1.0, 1.0 / scale)
-        w = np.maximum(1.0 - np.abs(np.arange(n)[None] - at[:, None] + offset) / width, 0.0)
-        return w / w.sum(1, keepdims=True)
-    at = np.clip(at - offset, 0, n - 1)
-    return np.maximum(1.0 - np.abs(np.arange(n)[None] - at[:, None]), 0.0)
+        centres = (np.arange(n_out)[:, None] + 0.5) / scale
+        triangle = np.maximum(0.0, 1.0 - np.abs(np.arange(n_in) + 0.5 - centres) / width)
+        return triangle / triangle.sum(axis=1, keepdims=True)
+    at = (np.arange(n_out) + offset) / scale - offset
+    matrix = np.zeros((n_out, n_in))
+    reach, kernel = (1, lambda d: np.maximum(0.0, 1.0 - np.abs(d))) if mode & 0xFF == BILINEAR else (2, cubic)
+    for tap in range(1 - reach, reach + 1):
+        place = np.floor(at) + tap
+        inside = np.clip(place, 0, n_in - 1).astype(int)  # what lies outside is as the edge
+        np.add.at(matrix, (np.arange(n_out), inside), kernel(at - place))
+    return matrix
 
 
-def cubic(n: int, m: int, flags: int) -> np.ndarray:
-    """Return the matrix of cubic convolution with a = -3/4; elements at the ends repeat."""
-    offset = 0.0 if flags & ALIGN_CORNERS else 0.5
-    at = (np.arange(m) + offset) / scale_of(n, m, flags) - offset
-    first, a = np.floor(at).astype(int), -0.75
-    out = np.zeros((m, n))
-    for k in range(-1, 3):
-        d = np.abs(at - first - k)
-        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        np.add.at(out, (np.arange(m), np.clip(first + k, 0, n - 1)), np.where(d <= 1, near, far))
-    return out
-
-
-MATRIX = {NEAREST: nearest, BILINEAR: linear, BICUBIC: cubic}
-
-
+@pytest.mark.parametrize(("size", "wanted"), SIZES)
 @pytest.mark.parametrize(
-    "mode",
-    [NEAREST, BILINEAR, BILINEAR | ALIGN_CORNERS, BILINEAR | ANTIALIAS, BICUBIC, BICUBIC | ALIGN_CORNERS],
+    "mode", [BILINEAR, BICUBIC, BILINEAR | ALIGN_CORNERS, BICUBIC | ALIGN_CORNERS, BILINEAR | ANTIALIAS]
 )
-@pytest.mark.parametrize(("n", "m"), [((9, 13), (18, 26)), ((9, 13), (23, 29)), ((17, 33), (5, 7)), ((1, 1), (3, 4))])
-def test_upscale(bench: Bench, rng: np.random.Generator, mode: int, n: tuple[int, int], m: tuple[int, int]) -> None:
-    x = normal(rng, (2, 3, *n))
-    node = bench.node("UPSCALE", "F32", (2, 6, *m), [bench.put(x)], ints(mode))
+def test_interpolation(
+    bench: Bench, rng: np.random.Generator, mode: int, size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    x = rng.standard_normal((2, 3, *size)).astype(np.float32)
+    node = bench.node("UPSCALE", "F32", (2, 3, *wanted), [bench.put(x)], words(mode))
     bench.run(node)
-    rows, columns = (MATRIX[mode & 0xFF](a, b, mode & ~0xFF) for a, b in zip(n, m, strict=True))
-    expected = np.einsum("ai,bj,stij->stab", rows, columns, x.astype(np.float64))
-    check(bench.read(node), np.repeat(expected, 2, 1), "f32")
+    down, across = (weights(n, m, mode) for n, m in zip(size, wanted, strict=True))
+    check(bench.read(node), down @ x.astype(np.float64) @ across.T, "f32")
 
 
-def test_upscale_of_a_permuted_view(bench: Bench, rng: np.random.Generator) -> None:
-    x = normal(rng, (7, 5))
-    view = bench.permute(bench.put(x), (1, 0, 2, 3))
-    node = bench.node("UPSCALE", "F32", (10, 21), [view], ints(BILINEAR))
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("wanted", [(6, 8, 34, 40), (2, 4, 17, 10), (2, 12, 51, 5), (4, 4, 4, 4)])
+def test_nearest(bench: Bench, rng: np.random.Generator, wanted: tuple[int, ...], permuted: bool) -> None:
+    x = rng.standard_normal((2, 4, 17, 10)).astype(np.float32)
+    source = bench.put(x)
+    if permuted:
+        source = bench.permute(bench.put(x.swapaxes(2, 3)), (1, 0, 2, 3))
+    node = bench.node("UPSCALE", "F32", wanted, [source], words(NEAREST))
     bench.run(node)
-    check(bench.read(node)[0, 0], linear(5, 10, 0) @ x.T.astype(np.float64) @ linear(7, 21, 0).T, "f32")
+    places = [np.arange(m) * n // m for n, m in zip(x.shape, wanted, strict=True)]
+    check(bench.read(node), x[np.ix_(*places)], "exact")
 
 
-# ---- ROLL, PAD_REFLECT_1D, TIMESTEP_EMBEDDING ----
-
-
-@pytest.mark.parametrize("shifts", [(0, 0, 0, 0), (5, -2, 1, -1), (-32, 3, 2, 1), (1, 0, 0, 0)])
-def test_roll(bench: Bench, rng: np.random.Generator, shifts: tuple[int, ...]) -> None:
-    x = normal(rng, (2, 3, 4, 33))
-    node = bench.node("ROLL", "F32", x.shape, [bench.put(x)], ints(*shifts))
+@pytest.mark.parametrize("mode", [BILINEAR, BICUBIC, BILINEAR | ANTIALIAS])
+def test_planes_are_taken_by_the_nearest(bench: Bench, rng: np.random.Generator, mode: int) -> None:
+    """Only the first two axes are interpolated; the source's rows lie apart."""
+    base = rng.standard_normal((1, 3, 9, 50)).astype(np.float32)
+    source = bench.view(bench.put(base), "F32", (1, 3, 9, 33), (27 * 200, 9 * 200, 200, 4), 8)
+    node = bench.node("UPSCALE", "F32", (2, 6, 20, 12), [source], words(mode))
     bench.run(node)
-    check(bench.read(node), np.roll(x, shifts, (3, 2, 1, 0)), "exact")
+    x = base[:, :, :, 2:35].astype(np.float64)
+    planes = x[np.ix_([0, 0], np.arange(6) // 2)]
+    check(bench.read(node), weights(9, 20, mode) @ planes @ weights(33, 12, mode).T, "f32")
 
 
-@pytest.mark.parametrize(("n", "left", "right"), [(2, 1, 1), (17, 0, 16), (97, 33, 5), (33, 0, 0)])
-def test_pad_reflect(bench: Bench, rng: np.random.Generator, n: int, left: int, right: int) -> None:
-    x = normal(rng, (2, 3, 4, n))
-    node = bench.node("PAD_REFLECT_1D", "F32", (2, 3, 4, n + left + right), [bench.put(x)], ints(left, right))
+@pytest.mark.parametrize(("before", "behind"), [(0, 0), (2, 3), (16, 16), (0, 7), (1, 0)])
+def test_pad_reflect(bench: Bench, rng: np.random.Generator, before: int, behind: int) -> None:
+    x = rng.standard_normal((2, 3, 5, 17)).astype(np.float32)
+    expected = np.pad(x, [(0, 0)] * 3 + [(before, behind)], mode="reflect")
+    node = bench.node("PAD_REFLECT_1D", "F32", expected.shape, [bench.put(x)], words(before, behind))
     bench.run(node)
-    check(bench.read(node), np.pad(x, [(0, 0)] * 3 + [(left, right)], mode="reflect"), "exact")
+    check(bench.read(node), expected, "exact")
 
 
-@pytest.mark.parametrize(("dim", "longest"), [(2, 10), (32, 10000), (33, 10000), (320, 100)])
-def test_timestep_embedding(bench: Bench, rng: np.random.Generator, dim: int, longest: int) -> None:
-    t = rng.uniform(0, 999, 5).astype(np.float32)
-    node = bench.node("TIMESTEP_EMBEDDING", "F32", (5, dim), [bench.put(t)], ints(dim, longest))
+@pytest.mark.parametrize("shifts", [(0, 0, 0, 0), (1, 0, 0, 0), (-5, 3, 0, -1), (96, -4, 2, 1)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_roll(bench: Bench, rng: np.random.Generator, shifts: tuple[int, ...], apart: bool) -> None:
+    shape = (2, 3, 5, 97)
+    base = rng.standard_normal((2, 3, 5, 100)).astype(np.float32)
+    x = base[..., 1:98] if apart else np.ascontiguousarray(base[..., :97])
+    source = bench.view(bench.put(base), "F32", shape, (6000, 2000, 400, 4), 4) if apart else bench.put(x)
+    node = bench.node("ROLL", "F32", shape, [source], words(*shifts))
     bench.run(node)
-    half = dim // 2
-    angle = t[:, None].astype(np.float64) * np.exp(-np.log(longest) * np.arange(half) / half)
-    expected = np.concatenate([np.cos(angle), np.sin(angle), np.zeros((5, dim % 2))], 1)
-    # The frequencies are f32 in the definition: at a thousand radians that is 6e-5 of one.
-    np.testing.assert_allclose(bench.read(node)[0, 0], expected, atol=3e-4)
+    check(bench.read(node), np.roll(x, shifts, axis=(3, 2, 1, 0)), "exact")
 
 
-# ---- WIN_PART, WIN_UNPART, GET_REL_POS, ADD_REL_POS ----
-
-
-def windows(x: np.ndarray, side: int) -> np.ndarray:
-    """Return an image [h, w, n] cut into windows [windows, side, side, n], zeros behind its edges."""
-    h, w, n = x.shape
-    down, across = -(-h // side), -(-w // side)
-    full = np.zeros((down * side, across * side, n), x.dtype)
-    full[:h, :w] = x
-    return full.reshape(down, side, across, side, n).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, n)
-
-
-@pytest.mark.parametrize(("h", "w", "side"), [(9, 7, 4), (8, 8, 4), (3, 5, 7), (14, 14, 14)])
-def test_windows(bench: Bench, rng: np.random.Generator, h: int, w: int, side: int) -> None:
-    x = normal(rng, (h, w, 33))
-    cut = windows(x, side)
-    params = ints(-(-w // side), -(-h // side), side)
-    part = bench.node("WIN_PART", "F32", cut.shape, [bench.put(x)], params)
-    whole = bench.node("WIN_UNPART", "F32", x.shape, [part], ints(side))
-    bench.run(part, whole)
-    check(bench.read(part), cut, "exact")
-    check(bench.read(whole)[0], x, "exact")
-
-
-@pytest.mark.parametrize("n", [1, 5, 14])
-def test_relative_positions(bench: Bench, rng: np.random.Generator, n: int) -> None:
-    table = normal(rng, (2 * n - 1, 33)).astype(np.float16)
-    node = bench.node("GET_REL_POS", "F16", (n, n, 33), [bench.put(table)])
+@pytest.mark.parametrize("size", [2, 33, 320])
+def test_timestep_embedding(bench: Bench, rng: np.random.Generator, size: int) -> None:
+    # An angle's rounding to f32 shows in its sine: larger times allow no tolerance of f32 arithmetic.
+    times = rng.uniform(0.0, 100.0, 7).astype(np.float32)
+    node = bench.node("TIMESTEP_EMBEDDING", "F32", (7, size), [bench.put(times)], words(size, 10000))
     bench.run(node)
-    at = np.arange(n)[:, None] - np.arange(n)[None] + n - 1
-    check(bench.read(node)[0], table[at], "exact")
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(("k", "qw", "qh"), [(1, 1, 1), (4, 3, 5), (17, 2, 2)])
-def test_relative_terms(bench: Bench, rng: np.random.Generator, *, k: int, qw: int, qh: int, in_place: bool) -> None:
-    x, (pw, ph) = normal(rng, (2, qw * qh, k * k)), (normal(rng, (2, qh, qw, k)) for _ in range(2))
-    place = bench.put(x)
-    sources = [place, bench.put(pw), bench.put(ph)]
-    node = bench.node("ADD_REL_POS", "F32", x.shape, sources, ints(in_place), out=place if in_place else None)
-    bench.run(node)
-    wide = [a.astype(np.float64).reshape(2, qw * qh, k) for a in (pw, ph)]
-    expected = x.reshape(2, -1, k, k) + wide[1][..., None] + wide[0][..., None, :]
-    check(bench.read(node)[0], expected.reshape(x.shape), "f32")
+    half = size // 2
+    angles = times.astype(np.float64)[:, None] * np.exp(-np.log(10000.0) * np.arange(half) / half)
+    expected = np.concatenate([np.cos(angles), np.sin(angles), np.zeros((7, size % 2))], axis=1)
+    check(bench.read(node).reshape(7, size), expected, "f32")

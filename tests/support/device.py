@@ -54,6 +54,7 @@ class Bench:
         self.memory = mirror(self.buffer) if mirror else np.frombuffer(self.buffer, dtype=np.uint8)
         self.memory[:] = POISON
         self.used = 0
+        self.gaps: list[slice] = []  # what lies between tensors
 
     def place(
         self, type_name: str, shape: Sequence[int], strides: Sequence[int] | None = None, name: str = ""
@@ -67,7 +68,9 @@ class Bench:
             for i in range(len(shape), 4):
                 nb[i] = nb[i - 1] * ne[i - 1]
         t = Tensor(type_id, ne, nb, buffer=self.buffer.handle, data=self.buffer.base + self.used, name=name)
+        end = self.used + t.nbytes()
         self.used += -(-t.nbytes() // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        self.gaps.append(slice(end, self.used))
         if self.used > self.buffer.size:
             raise ValueError(f"the test needs more than {self.buffer.size} bytes")
         return t
@@ -145,8 +148,10 @@ class Bench:
         return self.device.compile(self.codec, graph_payload(self.dialect, list(nodes)), [self.buffer])
 
     def run(self, *nodes: Tensor) -> None:
-        """Compute the nodes in this order."""
+        """Compute the nodes in this order; nothing may be written between tensors."""
         self.compile(nodes).run()
+        for gap in self.gaps:
+            assert (self.memory[gap] == POISON).all(), f"bytes {gap.start} to {gap.stop} lie in no tensor"
 
     def write(self, t: Tensor, data: bytes) -> None:
         """Copy bytes to the start of a tensor."""
