@@ -9,7 +9,7 @@ BUILD ?= build/dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench speed plots dev build format interop peers cuda-matrix wheel clean
+.PHONY: help demo test sanitize lint docs bench speed plots dev build format interop peers cuda-matrix wheel clean
 
 # csrc/spec is generated, one row an id.
 CXX_FILES = $(filter-out csrc/spec/%,$(shell git ls-files --cached --others --exclude-standard 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' \
@@ -92,6 +92,24 @@ interop: build $(TESTING)  ## older protocols on either side, built from source 
 # An hour of one processor; what did not change since is not compiled again.
 cuda-matrix: build $(TESTING)  ## compile every CUDA kernel for sm_75 to sm_120: registers, spills, shared memory
 	$(PY) -m tests.cuda.matrix
+
+# The tree is copied with the checked extensions in it, so that the ones in place stay as they are. The compiler's own
+# runtime must come first in the process; Python never frees all that it allocates; hostile frames ask for too much; a soak test
+# watches memory. What is captured by file descriptor would be lost with a process that ends.
+SANITIZED = build/sanitize
+SANITIZED_TESTS = tests/ops tests/graph tests/wire tests/server tests/cli/test_hostile.py
+sanitize: $(TESTING)  ## run ops, graphs and hostile sessions under ASan and UBSan (PYTEST_ARGS=..., LEVELS=avx2 for some)
+	@cmake -S . -B $(SANITIZED)/cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_RPC_SANITIZE=ON \
+		-DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" \
+		-DGGML_RPC_LEVELS="$(LEVELS)" -DGGML_RPC_EMULATED_LEVELS=$(if $(EMULATED),$(EMULATED),$(if $(LEVELS),OFF,ON)) > /dev/null
+	@cmake --build $(SANITIZED)/cmake $(if $(JOBS),--parallel $(JOBS))
+	@rm -rf $(SANITIZED)/tree && mkdir -p $(SANITIZED)/tree
+	@git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(SANITIZED)/tree
+	@cmake --install $(SANITIZED)/cmake --prefix $(SANITIZED)/tree > /dev/null
+	cd $(SANITIZED)/tree && \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=4 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(PY) -m pytest --capture=sys $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(SANITIZED_TESTS))
 
 peers: build
 	$(PY) -m ggml_rpc.peers prepare

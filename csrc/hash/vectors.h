@@ -44,7 +44,11 @@ inline Bytes widen(Bytes v) {
     return _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)),
                             _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
 }
-inline uint64_t total(Bytes v) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(v)); }
+inline uint64_t total(Bytes v) {
+    const __m256i halves = _mm256_add_epi64(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i s = _mm_add_epi64(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    return static_cast<uint64_t>(_mm_cvtsi128_si64(s)) + static_cast<uint64_t>(_mm_extract_epi64(s, 1));
+}
 #elif defined(__AVX2__)
 using Bytes = __m256i;
 constexpr int LANES = 32;

@@ -60,10 +60,10 @@ struct WideGrids : Super<R::BYTES, R::SUB, WIDE_ZERO, true, false> {
     static inline void unpack(const uint8_t* p, bv u[REGISTERS]) {
         i8x16 v[16];
         R::codes(p, v);
-        const i8x16 moves = R::moves(p) + (int8_t)WIDE_ZERO;
+        const i8x16 moves = (i8x16)((b16)R::moves(p) + (uint8_t)WIDE_ZERO);
         b16 raised[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) raised[i] = (b16)(v[i] + spread_byte(moves, i * 16 / R::SUB));
+        for (int i = 0; i < 16; ++i) raised[i] = (b16)v[i] + (b16)spread_byte(moves, i * 16 / R::SUB);
         join_all(raised, u);
     }
     static inline void scales(const uint8_t* p, f8* s, f8*) {

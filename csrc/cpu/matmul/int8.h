@@ -178,7 +178,8 @@ static inline iv dot_scaled(iv acc, bv u, bv a, w16 factors, int j) {
     const __m512i f = _mm512_permutexvar_epi16(which, _mm512_castsi256_si512((__m256i)factors));
     return (iv)_mm512_dpwssd_epi32((__m512i)acc, _mm512_maddubs_epi16((__m512i)u, (__m512i)a), f);
 #elif defined(__AVX2__)
-    const __m256i both = _mm256_permute4x64_epi64((__m256i)factors, j < 4 ? 0x44 : 0xee);
+    const __m256i both =
+        j < 4 ? _mm256_permute4x64_epi64((__m256i)factors, 0x44) : _mm256_permute4x64_epi64((__m256i)factors, 0xee);
     const __m256i which = _mm256_add_epi8(
         _mm256_setr_epi64x(0x0100010001000100, 0x0100010001000100, 0x0302030203020302, 0x0302030203020302),
         _mm256_set1_epi8((char)(j % 4 * 4)));

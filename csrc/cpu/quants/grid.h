@@ -172,7 +172,8 @@ struct CodesIQ1_S {
         for (int i = 0; i < 8; ++i) {
             const uint64_t words =
                 fields_to_words(read_as<uint32_t>(x.qs + 4 * i), 8) | fields_to_words(x.qh[i] & 0xfff, 3) << 8;
-            codes[i] = (u8x32)four_entries(IQ1_GRID.entries, words) + (uint8_t)(1 - (x.qh[i] >> 15 << 1));
+            const uint8_t step = (uint8_t)(1 - (x.qh[i] >> 15 << 1));
+            codes[i] = (u8x32)four_entries(IQ1_GRID.entries, words) + step;
         }
     }
 };

@@ -25,7 +25,7 @@ static inline u32x16 trellis_powers() {
 // Each state's four low six-bit bytes added up, less the mean.
 static inline i8x16 trellis_values(u32x16 state) {
     const u32x16 sums = ((state & 0x3f3f3f3f) * 0x01010101) >> 24;
-    return (i8x16) __builtin_convertvector(sums, u8x16) - 126;
+    return (i8x16)(__builtin_convertvector(sums, u8x16) - 126);
 }
 static inline i8x16 trellis_16(uint32_t a, uint32_t b) {
     return trellis_values(u32x16{a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b} * trellis_powers<8>());
