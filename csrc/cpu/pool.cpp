@@ -160,7 +160,7 @@ bool Pool::prepare(const PlanData& plan) {
     const size_t n_steps = plan.steps.size(), n_segments = plan.segments.size();
     const size_t bytes = (n_steps + 2 * n_segments) * sizeof(std::atomic<int64_t>);
     if (!reserve(&shared_, plan.shared_bytes + SLACK_BYTES) || !reserve(&counter_memory_, bytes)) return false;
-    std::memset(counter_memory_.data, 0, bytes);
+    if (bytes != 0) std::memset(counter_memory_.data, 0, bytes);  // a plan without steps has no counters
     counters_.next = reinterpret_cast<std::atomic<int64_t>*>(counter_memory_.data);
     counters_.done = counters_.next + n_steps;
     counters_.lone = counters_.done + n_segments;
