@@ -54,6 +54,19 @@ def test_wide_tiles(bench: Bench, rng: np.random.Generator, monkeypatch: pytest.
     check(bench.read(node)[0], expected, "product_quant")
 
 
+@pytest.mark.parametrize("level", ["emulated with cuBLASLt"])
+@pytest.mark.parametrize("name", ik_types.ROWS)
+def test_unpacked_for_cublas(bench: Bench, rng: np.random.Generator, name: str) -> None:
+    data, values = contents(name, 8)
+    x = rng.standard_normal((256, 256)).astype(np.float32)
+    before = bench.device.gpu.counts()["products"]
+    node = bench.node("MUL_MAT", "F32", (256, 512), [bench.put_raw(name, (512, 256), data * 64), bench.put(x)])
+    bench.run(node)
+    assert bench.device.gpu.counts()["products"] == before + 1
+    expected = np.tile(x.astype(np.float64) @ values.T, 64) * ik_types.PRODUCT.get(name, 1)
+    check(bench.read(node)[0, 0], expected, "product_quant")
+
+
 @pytest.mark.parametrize("code", [UnaryKind.SILU, UnaryKind.GELU])
 @pytest.mark.parametrize("name", [*ik_types.ROWS, *INTERLEAVED])
 def test_up_and_gate(bench: Bench, rng: np.random.Generator, name: str, code: int) -> None:

@@ -208,7 +208,7 @@ void list_products(void* context, KernelSink sink) {
             list_kernel(context, sink, "matvec", "vector_quantised<%s, %d>", type.name, *n);
         for (const int* width = variants.widths; *width != 0; ++width)
             list_kernel(context, sink, "matmul", "tiles<QuantisedRows<%s>, %d>", type.name, *width);
-        if (type.supply == SUPPLY_COMMON) list_kernel(context, sink, "unpack", "unpack_rows<%s>", type.name);
+        if (type.supply != SUPPLY_INTERLEAVED) list_kernel(context, sink, "unpack", "unpack_rows<%s>", type.name);
     }
     sink(context, {"unpack", "scale_columns"});
     sink(context, {"matvec", "vector_plain<BF16_R16, 1>"});

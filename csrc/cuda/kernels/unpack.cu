@@ -15,9 +15,9 @@ GGR_KERNEL GGR_BOUNDS(UNPACK_THREADS, 1) unpack_rows(const UnpackArgs a) {
     const int number = block_y() * UNPACK_THREADS + thread_index();
     if (number >= a.pieces) return;
     const int block = number / PIECES, i = number - block * PIECES;
-    const uint8_t* const from = a.w + row * a.w_nb1 + static_cast<int64_t>(block) * T::BYTES;
+    const Row from = product_row<T>(a.w + row * a.w_nb1, 0, 0);
     float v[16];
-    piece_values(T::load(from, T::unit_of(i), T::part_of(i)), v);
+    piece_values(piece_of<T>(from, block, T::unit_of(i), T::part_of(i)), v);
     Bytes16* const to = reinterpret_cast<Bytes16*>(a.to + 32 * (row * a.pieces + number));
     GGR_UNROLL
     for (int h = 0; h < 2; ++h) {
