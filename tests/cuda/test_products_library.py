@@ -203,7 +203,8 @@ def test_the_real_one_has_what_is_asked_for(caplog: pytest.LogCaptureFixture) ->
     operation, layout, preference = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
 
     def call(name: str, *args: object) -> int:
-        return int(ctypes.CFUNCTYPE(ctypes.c_int, *(type(a) for a in args))(names[name])(*args))
+        kinds = [ctypes.c_int if isinstance(a, int) else type(a) for a in args]
+        return int(ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(names[name])(*args))
 
     # The numbers and sizes of csrc/cuda/blas.h, without a GPU.
     assert call("cublasLtMatmulDescCreate", ctypes.pointer(operation), 68, 0) == 0
