@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from ggml_rpc.spec import dialects
 from ggml_rpc.spec.enums import UnaryKind
 from tests.cuda.test_ops_matmul import Rounded
 from tests.cuda.test_ops_variants import plain, same
+from tests.cuda.test_products_library import products
 from tests.ops import conftest, ik_groups, ik_types
 from tests.ops.test_ik import activation, gate_params
 from tests.ops.tolerances import check
@@ -59,10 +60,10 @@ def test_wide_tiles(bench: Bench, rng: np.random.Generator, monkeypatch: pytest.
 def test_unpacked_for_cublas(bench: Bench, rng: np.random.Generator, name: str) -> None:
     data, values = contents(name, 8)
     x = rng.standard_normal((256, 256)).astype(np.float32)
-    before = bench.device.gpu.counts()["products"]
+    before = products(bench)
     node = bench.node("MUL_MAT", "F32", (256, 512), [bench.put_raw(name, (512, 256), data * 64), bench.put(x)])
     bench.run(node)
-    assert bench.device.gpu.counts()["products"] == before + 1
+    assert products(bench) == before + 1
     expected = np.tile(x.astype(np.float64) @ values.T, 64) * ik_types.PRODUCT.get(name, 1)
     check(bench.read(node)[0, 0], expected, "product_quant")
 
@@ -102,7 +103,7 @@ def test_caches_written(bench: Bench, cpu: Bench, rng: np.random.Generator, form
         return node
 
     for stride in (96, 192):
-        same(bench, cpu, lambda b, stride=stride: build(b, stride), 0)
+        same(bench, cpu, partial(build, stride=stride), 0)
 
 
 @pytest.mark.parametrize("form", [("F32", "Q6_0"), ("F16", "Q6_0"), ("F32", "Q8_KV")])
