@@ -10,10 +10,11 @@ from tests.replay.replayer import load, replay
 from tests.replay.test_replay import CAPTURES, IK_TOLERANCE
 
 FOLDER = CAPTURES / "ik-3.5.2"
-# Too long for the emulator: a vocabulary of 24000, experts beside delta nets.
-# Sums of two neighbours saturate in the recorded server's kernels of IQ4_K and its kin, for fewer than 32 columns.
-SATURATED = {"ik-types": 5e-2}
-MODELS = sorted(p.stem for p in FOLDER.glob("*.json") if not p.stem.startswith(("qwen3next", "bigvocab")))
+# Sums of two neighbours saturate in the recorded server's kernels of IQ4_K and its kin, for fewer than 32 columns; a
+# recurrence carries on how activations were rounded.
+BOUNDS = {"ik-types": 5e-2, "qwen3next-fa0": 2e-2}
+# A vocabulary of 24000 is too much for the emulator.
+MODELS = sorted(p.stem for p in FOLDER.glob("*.json") if not p.stem.startswith("bigvocab"))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -25,4 +26,4 @@ def test_client_of_ik(name: str, driver: EmulatedDriver) -> None:
     assert gpu.fallbacks() == {}
     assert gpu.counts()["launches"] > 0
     assert report.reads
-    assert report.worst <= SATURATED.get(name, IK_TOLERANCE), report.line()
+    assert report.worst <= BOUNDS.get(name, IK_TOLERANCE), report.line()
