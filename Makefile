@@ -94,8 +94,9 @@ cuda-matrix: build $(TESTING)  ## compile every CUDA kernel for sm_75 to sm_120:
 	$(PY) -m tests.cuda.matrix
 
 # The tree is copied with the checked extensions in it, so that the ones in place stay as they are. The compiler's own
-# runtime must come first in the process; Python never frees all that it allocates; hostile frames ask for too much; a soak test
-# watches memory, another file waits for graphs that would take too long. What is captured by file descriptor would be lost with a process that ends.
+# runtime must come first in the process; Python never frees all that it allocates; hostile frames ask for too much; a
+# soak test watches memory; one file of the server's waits for graphs that take too long with checks. What is captured by
+# file descriptor would be lost with a process that ends.
 SANITIZED = build/sanitize
 SANITIZED_TESTS = tests/ops tests/graph tests/wire tests/cli/test_hostile.py tests/server --ignore tests/server/test_embedding.py
 sanitize: $(TESTING)  ## run ops, graphs and hostile sessions under ASan and UBSan (PYTEST_ARGS=..., LEVELS=avx2 for some)
