@@ -166,7 +166,7 @@ def test_what_is_missing_is_named(devices: list[Device]) -> None:
         plan.read(Tensor("F32", (4,), name="stranger"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_graph_gives_the_same_on_any_devices(devices: list[Device], choices: st.DataObject) -> None:
     """Random elementwise graphs with views, over all devices, against one in NumPy."""

@@ -22,7 +22,7 @@ from tests.graph.layout import assert_inside
 from tests.graph.recorded import Recorded, all_graphs
 from tests.support.wiretensor import graph_payload, patch, post_order
 
-FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=300)
+FUZZ = settings(suppress_health_check=list(HealthCheck), max_examples=300)
 
 # Values at which arithmetic of 32 and 64 bits goes wrong, and small ones that often are nearly right.
 EDGES = [

@@ -451,7 +451,7 @@ def parse_or_refuse(raw: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_truncation(sound: bytes, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(sound) - 1))
     parse_or_refuse(sound[:cut])
@@ -460,7 +460,7 @@ def test_any_truncation(sound: bytes, data: st.DataObject) -> None:
 @given(
     changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8), cut=st.booleans()
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_any_change_of_bytes(sound: bytes, changes: list[tuple[int, int]], cut: bool) -> None:
     raw = bytearray(sound)
     n_header = raw.index(b"blk.0.ffn_up.weight") + 60
@@ -470,7 +470,7 @@ def test_any_change_of_bytes(sound: bytes, changes: list[tuple[int, int]], cut: 
 
 
 @given(at=st.integers(0, 2**20), value=st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**63 - 1, 2**64 - 1]))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_any_number_made_extreme(sound: bytes, at: int, value: int) -> None:
     raw = bytearray(sound)
     at %= raw.index(b"blk.0.ffn_up.weight") + 60

@@ -172,7 +172,7 @@ def headers() -> dict[str, tuple[bytes, int]]:
 NUMBERS = (0, 1, 3, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     where=st.tuples(st.sampled_from(["llama-factors", "qwen3moe", "gemma3"]), st.floats(0, 1, exclude_max=True)),
     change=st.one_of(st.integers(0, 255), st.sampled_from(NUMBERS).map(lambda n: struct.pack("<I", n))),

@@ -401,7 +401,7 @@ def n_sent(pair: tuple[Server, Server]) -> int:
         return man.n_sent
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_what_the_server_sends(data: st.DataObject, pair: tuple[Server, Server], n_sent: int) -> None:
     target, other = pair

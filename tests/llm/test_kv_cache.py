@@ -57,7 +57,7 @@ class Model:
         return out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     window=st.sampled_from([0, 1, 16, 200]),
     transposed=st.booleans(),

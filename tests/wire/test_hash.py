@@ -51,7 +51,7 @@ def test_published_values(level: str, text: bytes, value: int) -> None:
 
 
 @levels
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(size=lengths, offset=st.integers(0, 70), seed=st.integers(0, MASK), kind=st.integers(0, 1 << 30))
 @example(size=3072, offset=0, seed=MASK, kind=0)
 @example(size=LONGEST, offset=1, seed=0, kind=3)
@@ -71,7 +71,7 @@ def test_all_short_lengths(level: str) -> None:
 
 
 @levels
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=st.lists(lengths, min_size=1, max_size=5), kind=st.integers(0, 1 << 30))
 def test_chunks_go_on_from_a_state(level: str, cuts: list[int], kind: int) -> None:
     data = noise(kind, sum(cuts))
@@ -90,7 +90,7 @@ def test_extremes_do_not_overflow(level: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("interleave", [False, True], ids=["best", "interleaved"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(lengths, max_size=24), threads=st.integers(1, 4), kind=st.integers(0, 1 << 30))
 @example(sizes=[0] * 9, threads=1, kind=0)
 @example(sizes=[LONGEST, *range(20)], threads=3, kind=0)

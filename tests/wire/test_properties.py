@@ -19,7 +19,6 @@ FILL = 0x5A
 
 hostile = settings(
     max_examples=150,
-    deadline=None,
     # The server and its neighbour are meant to live through all examples.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

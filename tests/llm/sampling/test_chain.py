@@ -66,7 +66,7 @@ def history_of(row: NDArray[np.float32], seed: int, length: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).choice(likely, length)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(smooth, params_of, st.integers(0, 120))
 def test_survivors_are_the_oracles(row: NDArray[np.float32], changes: dict[str, Any], length: int) -> None:
     params = SamplingParams(**changes)
@@ -106,7 +106,7 @@ class Device:
         return Candidates(order, self.row[order], self.row[need.extra_ids])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(rows, params_of, st.integers(0, 120), st.integers(0, 2**64 - 1))
 @example(row_of(1, 1.0, 1, 0.0), {"top_k": 40}, 0, 1)
 @example(row_of(2, 3.0, 8, 0.0), {"temperature": 0.0, "repeat_penalty": 2.0}, 60, 1)
@@ -126,7 +126,7 @@ def test_the_best_alone_give_the_same_tokens(
         assert {need.kind for need in device.asked} == {"full"}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(smooth, st.integers(1, 100), st.floats(0.2, 3), st.integers(0, 64), st.integers(0, 2**32))
 def test_without_ties_the_best_are_enough(
     row: NDArray[np.float32], top_k: int, penalty: float, length: int, seed: int

@@ -14,7 +14,7 @@ from ggml_rpc.llm.sampling._select import top_k
 LENGTHS = [1, 2, 15, 127, 128, 129, 255, 1000, 4096, 5001]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.sampled_from(LENGTHS),
     st.integers(1, 6000),

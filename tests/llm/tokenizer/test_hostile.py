@@ -31,7 +31,7 @@ def slow_merge(text: str, scores: dict[str, float]) -> list[str]:
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(PIECES, SCORES, max_size=12), st.text("abé", max_size=30))
 def test_merging_follows_the_scores(scores: dict[str, float], text: str) -> None:
     given_scores = {**dict.fromkeys("abé", -9.0), **scores}
@@ -44,7 +44,7 @@ def test_merging_follows_the_scores(scores: dict[str, float], text: str) -> None
     assert [tokens[token] for token in merger.encode(text.encode())] == slow_merge(text, rounded)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(min_size=0, max_size=4), unique=True, max_size=20), st.binary(max_size=40), st.data())
 def test_any_bytes_are_merged_or_refused(tokens: list[bytes], text: bytes, data: st.DataObject) -> None:
     ids = st.integers(-1, len(tokens) - 1)
@@ -68,7 +68,7 @@ JUNK = st.one_of(
 NAMES = ("model", "pre", "tokens", "scores", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.booleans(), st.dictionaries(st.sampled_from(NAMES), JUNK, min_size=1, max_size=3))
 def test_any_metadata_is_used_or_refused(spm: bool, changes: dict[str, Any]) -> None:
     metadata = spm_metadata(**changes) if spm else bpe_metadata(**changes)

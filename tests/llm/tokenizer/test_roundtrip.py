@@ -25,7 +25,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u25
 def test_decoding_gives_the_text_back(name: str, tokenizer: Callable[[str], Tokenizer]) -> None:
     ours = tokenizer(name)
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
     @given(TEXT)
     def check(text: str) -> None:
         assert ours.decode(ours.encode(text)) == text
