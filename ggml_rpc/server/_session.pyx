@@ -1,5 +1,6 @@
 """The native half of a session: everything between two decisions of the server runs here without the GIL."""
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from libcpp cimport bool as cbool
@@ -90,6 +91,8 @@ cdef void _note(void *context, const char *line) noexcept nogil:
         (<Session> context).note(line.decode("utf-8", "replace"))
 
 
+# Its end needs its devices and whom it reports to: the collector must not take them away before.
+@cython.no_gc_clear
 cdef class Session:
     """One connection's state.
 
