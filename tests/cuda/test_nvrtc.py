@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+
 import pytest
 
 from tests.cuda.matrix import files
-from tests.cuda.nvrtc import CompileError, _usages, compile_file, library
+from tests.cuda.nvrtc import CompileError, Usage, _usages, compile_file, library
 
 ARCHITECTURES = (75, 90, 120)
 needs_compiler = pytest.mark.skipif(library() is None, reason="nvidia-cuda-nvrtc is not installed")
@@ -13,11 +18,24 @@ needs_compiler = pytest.mark.skipif(library() is None, reason="nvidia-cuda-nvrtc
 STATIC_SHARED_AT_MOST = 48 << 10
 
 
+@pytest.fixture(scope="module")
+def compilations(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, int], Future[dict[str, Usage]]]]:
+    """Return what the chosen tests of this file wait for: a compiler on each processor, in processes of their own."""
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_compiles"]
+    chosen = [item.callspec.params for item in items]  # type: ignore[attr-defined]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
+        yield {
+            (p["file"], p["arch"]): pool.submit(compile_file, p["file"], files()[p["file"]], p["arch"]) for p in chosen
+        }
+        pool.shutdown(cancel_futures=True)
+
+
 @needs_compiler
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", list(files()))
-def test_compiles(file: str, arch: int) -> None:
-    usages = compile_file(file, files()[file], arch)
+def test_compiles(compilations: dict[tuple[str, int], Future[dict[str, Usage]]], file: str, arch: int) -> None:
+    usages = compilations[file, arch].result()
     assert set(usages) == set(files()[file])
     for name, usage in usages.items():
         assert 0 < usage.registers <= 255, name
