@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
-Value = int | float | bool | str | tuple[bool, ...]
+from tests.support.random_gguf import Value
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ that round differently would send a token of a near tie to different experts.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from gguf import GGMLQuantizationType as QuantType
 from numpy.typing import NDArray
 
 from bench.make_gguf import q4_k, q5_k, q6_k, tensor_type
-from ggml_rpc.peers.cache import cache_dir
+from tests.support.random_gguf import add_value, cached_file, finish
 
 from .shapes import RandomModel, Value
 from .vocab import add_vocabulary
@@ -103,7 +101,7 @@ def write(path: Path, model: RandomModel, kind: str) -> None:
     """
     writer = gguf.GGUFWriter(path, model.arch)
     for key, value in _metadata(model).items():
-        _add_value(writer, f"{model.arch}.{key}", value)
+        add_value(writer, f"{model.arch}.{key}", value)
     add_vocabulary(writer, model.vocab, model.n_vocab)
     weights = _Weights(writer, model, kind)
     directions = _embedding(weights, model, kind)
@@ -115,10 +113,7 @@ def write(path: Path, model: RandomModel, kind: str) -> None:
         weights.matrix("output", (model.n_vocab, model.n_embd))
     for name in model.factors:
         weights.factors(name, model.n_rot // 2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def cached(model: RandomModel, kind: str) -> Path:
@@ -131,18 +126,8 @@ def cached(model: RandomModel, kind: str) -> Path:
     kind : str
         Type of its matrices.
     """
-    path = cache_dir() / "models" / "random" / f"{model.name}-{kind}-{_fingerprint(model)}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            write(Path(folder) / path.name, model, kind)
-            os.replace(Path(folder) / path.name, path)
-    return path
-
-
-def _fingerprint(model: RandomModel) -> str:
     described = f"{REVISION} {model} {sorted(_metadata(model).items())}"
-    return f"{zlib.crc32(described.encode()):08x}"
+    return cached_file(f"{model.name}-{kind}", described, lambda path: write(path, model, kind))
 
 
 def _small_embedding(model: RandomModel) -> bool:
@@ -166,19 +151,6 @@ def _metadata(model: RandomModel) -> dict[str, Value]:
     if model.n_expert:
         base |= {"expert_count": model.n_expert, "expert_used_count": model.n_expert_used}
     return {**base, **model.metadata}
-
-
-def _add_value(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, list(value))
 
 
 def _embedding(weights: _Weights, model: RandomModel, kind: str) -> NDArray[np.float32]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-Value = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[bool, ...]
+from tests.support.random_gguf import Value
+
 Shapes = dict[str, tuple[int, ...]]
 """Shapes by name, the fastest dimension first; most names lack their `.weight`."""
 

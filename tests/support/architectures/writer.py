@@ -7,9 +7,7 @@ differently would send a token of a near tie to different experts: tokens lie al
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as QuantType
 from numpy.typing import NDArray
 
-from ggml_rpc.peers.cache import cache_dir
+from tests.support.random_gguf import add_value, cached_file, finish
 
-from .model import TinyModel, Value
+from .model import TinyModel
 
 REVISION = 1
 """Counts changes of what is written, so that files of before are not taken for current ones."""
@@ -96,17 +94,14 @@ def write(path: Path, model: TinyModel, kind: str) -> None:
     """
     writer = gguf.GGUFWriter(path, model.arch)
     for key, value in model.metadata.items():
-        _add_value(writer, key if key.startswith("tokenizer.") else f"{model.arch}.{key}", value)
+        add_value(writer, key if key.startswith("tokenizer.") else f"{model.arch}.{key}", value)
     writer.add_tokenizer_model("no_vocab")
     rng = np.random.default_rng(zlib.crc32(model.name.encode()))
     directions = _directions(rng, model)
     for bare, ne in model.tensors.items():
         name = bare if bare.endswith(model.unnamed) else f"{bare}.weight"
         _add_tensor(writer, name, _values(rng, model, name, tuple(reversed(ne)), directions), kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def cached(model: TinyModel, kind: str) -> Path:
@@ -120,26 +115,7 @@ def cached(model: TinyModel, kind: str) -> Path:
         Type of its matrices, one of `KINDS`.
     """
     described = f"{REVISION} {model} {list(model.tensors.items())} {sorted(model.metadata.items())}"
-    path = cache_dir() / "models" / "random" / f"{model.name}-{kind}-{zlib.crc32(described.encode()):08x}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            write(Path(folder) / path.name, model, kind)
-            os.replace(Path(folder) / path.name, path)
-    return path
-
-
-def _add_value(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, list(value))
+    return cached_file(f"{model.name}-{kind}", described, lambda path: write(path, model, kind))
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float64], kind: str) -> None:
