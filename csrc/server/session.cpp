@@ -28,7 +28,7 @@ Session::Session(Transport transport, SessionConfig config)
 }
 
 Session::~Session() {
-    loading_.drop();
+    loads_.drop();
     for (uint32_t i = 0; i < lines_.size(); ++i) {
         Device* device = config_.devices[i];
         if (lines_[i].queue != nullptr) device->ops->close_queue(device, lines_[i].queue);  // cancels and waits
@@ -72,7 +72,7 @@ bool Session::hello_header(uint8_t byte, Error* err) {
 }
 
 bool Session::header(Error* err) {
-    if (!stream_.await(err) || !runs_succeed(err)) return false;
+    if (!land_until_asked(err) || !stream_.await(err) || !runs_succeed(err)) return false;
     uint8_t head[REQUEST_HEADER_BYTES];
     if (!stream_.read(head, sizeof head, "request header", err)) return false;
     length_ = load_u64(head + 1);

@@ -11,7 +11,7 @@
 #include "core/status.h"
 #include "graph/graph.h"
 #include "net/stream.h"
-#include "server/file_load.h"
+#include "server/file_loads.h"
 #include "wire/dialect.h"
 #include "wire/records.h"
 
@@ -162,7 +162,8 @@ class Session {
     bool runs_succeed(Error* err);                  // so far, without waiting
     bool settle(const Buffer& buffer, Error* err);  // wait for the buffer's last use
     bool settle(const Region& region, Error* err);  // likewise, but not for a file that is read to another place
-    bool land(Error* err);                          // wait for the file that is being read
+    bool land(Error* err);                          // read what is left of files of the cache
+    bool land_until_asked(Error* err);              // likewise, until the client sends something or leaves
     Graph* parse(const DialectTable& table, const std::vector<uint8_t>& payload, Error* err) const;
     bool recompute_length(Error* err) const;
     bool move_copies(uint32_t device, Stored* stored, Error* err);
@@ -188,8 +189,8 @@ class Session {
     uint64_t argument_ = 0;
     Region region_ = {};
     bool keep_region_ = false;
-    FileLoad loading_;
-    Region loaded_ = {};  // that it fills
+    FileLoads loads_;
+    bool hit_ = false;  // the last tensor that was asked for by hash is read behind its answer
     std::unordered_map<uint64_t, std::unique_ptr<Buffer>> buffers_;
     std::vector<Line> lines_;
     uint64_t next_base_;

@@ -62,9 +62,8 @@ bool Session::settle(const Buffer& buffer, Error* err) {
 }
 
 bool Session::settle(const Region& r, Error* err) {
-    const bool apart = r.buffer != loaded_.buffer || r.offset >= loaded_.offset + loaded_.length ||
-                       loaded_.offset >= r.offset + r.length;
-    return apart ? finish(index_of(r.buffer->device), r.buffer->last_use, err) : settle(*r.buffer, err);
+    if (loads_.fills(r.buffer->data + r.offset, r.length)) return settle(*r.buffer, err);
+    return finish(index_of(r.buffer->device), r.buffer->last_use, err);
 }
 
 // The plan must not be running: its buffers are settled or its queue is closed.

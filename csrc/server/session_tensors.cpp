@@ -26,6 +26,10 @@ constexpr uint64_t LOAD_BEHIND = uint64_t{1} << 20;
 bool times(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_mul_overflow(a, b, out); }
 bool plus(uint64_t a, uint64_t b, uint64_t* out) { return !__builtin_add_overflow(a, b, out); }
 
+bool fail_load(Error* err) {
+    return err->fail(Code::device, "SET_TENSOR_HASH: the cache's file for a tensor changed while it was read");
+}
+
 }  // namespace
 
 // A tensor record that must lie in a buffer of this session.
@@ -88,7 +92,9 @@ bool Session::set_tensor(Error* err) {
           flag ? ", to cache" : "");
     region_ = {t.buffer, t.start + offset, size};
     if (!settle(region_, err)) return false;
-    if (size >= LARGE) t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, size + AHEAD);
+    // Between tensors that are in the cache there is time to take pages as they are written; a thread that takes them
+    // would compete with the client for a processor.
+    if (size >= LARGE && !hit_) t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, size + AHEAD);
     if (!receive_into(region_, p + head, payload_.size() - head, err)) return false;
     const bool wanted = dialect_->cache_by_flag ? flag : size > static_cast<uint64_t>(HASH_THRESHOLD_BYTES);
     keep_region_ = config_.cache && wanted && size > 0;
@@ -269,8 +275,7 @@ bool Session::start_hash(Error* err) {
     Target t;
     if (!target(p, &t, err) || !range(t, offset, 0, err)) return false;
     region_ = {t.buffer, t.start + offset, t.extent - offset};
-    // From a file or, if there is none, from the client.
-    t.buffer->device->ops->expect(t.buffer->device, t.buffer, region_.offset, region_.length + AHEAD);
+    hit_ = false;
     trace("SET_TENSOR_HASH: '%s' offset %" PRIu64 ", hash %016" PRIx64, t.wire.name, offset, argument_);
     return true;
 }
@@ -278,14 +283,14 @@ bool Session::start_hash(Error* err) {
 bool Session::load(int fd, uint64_t size, bool verify, bool* matches, Error* err) {
     *matches = false;
     if (size == 0 || size > region_.length) return true;
-    if (!settle(*region_.buffer, err)) return false;
+    if (!settle(region_, err)) return false;
     Device* device = region_.buffer->device;
     if (!verify && device->ops->direct && size >= LOAD_BEHIND &&
-        loading_.start(fd, region_.buffer->data + region_.offset, size)) {
-        loaded_ = {region_.buffer, region_.offset, size};
-        *matches = true;
+        loads_.add(fd, region_.buffer->data + region_.offset, size)) {
+        *matches = hit_ = true;
         return true;
     }
+    device->ops->expect(device, region_.buffer, region_.offset, size + AHEAD);
     uint64_t hash = FNV_OFFSET;
     for (uint64_t at = 0; at < size;) {
         uint64_t mapped = 0;
@@ -303,9 +308,12 @@ bool Session::load(int fd, uint64_t size, bool verify, bool* matches, Error* err
     return true;
 }
 
-bool Session::land(Error* err) {
-    return loading_.finish() ||
-           err->fail(Code::device, "SET_TENSOR_HASH: the cache's file for a tensor changed while it was read");
+bool Session::land(Error* err) { return loads_.finish() || fail_load(err); }
+
+bool Session::land_until_asked(Error* err) {
+    while (loads_.pending() && !stream_.pending() && !stream_.gone())
+        if (!loads_.step()) return fail_load(err);
+    return true;
 }
 
 bool Session::hash_region(uint64_t* hash, Error* err) {

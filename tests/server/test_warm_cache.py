@@ -13,9 +13,10 @@ import pytest
 from ggml_rpc.server import Server, cache, verified
 from ggml_rpc.server._session import Session
 from ggml_rpc.server.verified import Stamp, stamp_of
+from ggml_rpc.spec.commands import Command
 from ggml_rpc.spec.dialects import find
 from ggml_rpc.wire._hash import fnv1a_64
-from tests.support.rawclient import RawClient
+from tests.support.rawclient import RawClient, frame
 from tests.support.wiretensor import Arena
 
 MIB = 1 << 20
@@ -87,6 +88,28 @@ def test_what_is_sent_later_stays(model: Model) -> None:
     assert model.client.get(model.tensors[0], offset=last, size=4) == b"\1\2\3\4"
     assert model.client.get(model.other) == bytes(range(255, -1, -1))
     model.expect(1)
+
+
+def test_more_files_at_once_than_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client need not wait for an answer before it asks for the next tensor."""
+    monkeypatch.setattr(verified, "SETTLED_NS", -(10**12))
+    size, count = MIB, 40
+    data = [bytes([i]) * size for i in range(count)]
+    hashes = [fnv1a_64(d) for d in data]
+    for value, d in zip(hashes, data, strict=True):
+        (tmp_path / f"{value:016x}").write_bytes(d)
+    dialect = find("8.0")
+    with Server(port=0, threads=1, cache_dir=tmp_path) as server, RawClient(server.endpoint, dialect) as client:
+        buffer = client.alloc((count + 1) * size)
+        arena = Arena(buffer.handle, buffer.base, buffer.size)
+        tensors = [arena.leaf("I8", (size,), f"w{i}") for i in range(count)]
+        for tensor, value in zip(tensors, hashes, strict=True):
+            assert client.set_hash(tensor, value) == 1  # the file is verified now
+            client.memset(tensor, 0xFF)
+        payloads = [client.hash_payload(tensor, value) for tensor, value in zip(tensors, hashes, strict=True)]
+        client.send_raw(b"".join(frame(dialect.commands[Command.SET_TENSOR_HASH], payload) for payload in payloads))
+        assert [client.reply()[0] for _ in tensors] == count * [1]
+        assert [client.get(tensor) for tensor in tensors] == data
 
 
 def test_the_same_place_twice(model: Model) -> None:

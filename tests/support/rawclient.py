@@ -211,7 +211,11 @@ class RawClient:
 
     def set_hash(self, tensor: Tensor, hash: int, offset: int = 0) -> int:
         """Ask the server to fill a tensor from its cache; return 1 if it did."""
-        return self.call(Command.SET_TENSOR_HASH, self._pack(Command.SET_TENSOR_HASH, tensor, offset, hash))[0]
+        return self.call(Command.SET_TENSOR_HASH, self.hash_payload(tensor, hash, offset))[0]
+
+    def hash_payload(self, tensor: Tensor, hash: int, offset: int = 0) -> bytes:
+        """Return what `set_hash` sends."""
+        return self._pack(Command.SET_TENSOR_HASH, tensor, offset, hash)
 
     def get(self, tensor: Tensor, offset: int = 0, size: int | None = None) -> bytes:
         """Read bytes of a tensor, by default all."""
