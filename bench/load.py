@@ -45,16 +45,14 @@ CASES = (
 FLOORS = {"sink": "a sink that discards what it is sent", "known": "a sink that says it has every tensor"}
 
 
-# Takes memory, writes to every page, prints the seconds that it took and ends.
-TOUCH = """
+# Takes memory, writes to every page, and keeps it for a while.
+HOLD = """
 import sys, time, numpy
-start = time.perf_counter()
-numpy.ones(int(sys.argv[1]), numpy.uint8)
-print(time.perf_counter() - start)
+held = numpy.ones(int(sys.argv[1]), numpy.uint8)
+time.sleep(float(sys.argv[2]))
 """
-# Memory that the machine has takes 0.14 s a GB to touch. After so many attempts it is taken as it is.
-READY_SECONDS_PER_GB = 0.2
-MOST_ATTEMPTS = 8
+# Linux tells the host of free memory 2 s after some of it became free.
+HELD_SECONDS = 3
 
 
 def get_ready(path: Path, folder: Path) -> None:
@@ -63,17 +61,14 @@ def get_ready(path: Path, folder: Path) -> None:
     Files whose names begin with a dot are still being written, and get other names when they are whole.
 
     A virtual machine gives memory that lies free for seconds back to its host; whoever takes it next waits for it,
-    2.4 s a GB on the machine of the README instead of 0.1. No server could help that. So memory is touched until that
-    is fast.
+    2.4 s a GB on the machine of the README instead of 0.14. No server could help that. So memory is held until nothing
+    else is being given back, and freed when the load begins: for two seconds it is had at once.
     """
     kept = (found for found in folder.rglob("[!.]*") if found.is_file())
     for file in (path, *kept):
         read_once(file)
     size = 2 * path.stat().st_size
-    for _ in range(MOST_ATTEMPTS):
-        done = subprocess.run([sys.executable, "-c", TOUCH, str(size)], check=True, capture_output=True, text=True)
-        if float(done.stdout) < READY_SECONDS_PER_GB * size / 1e9:
-            break
+    subprocess.run([sys.executable, "-c", HOLD, str(size), str(HELD_SECONDS)], check=True)
 
 
 def stock_loads(
