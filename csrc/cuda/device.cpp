@@ -31,8 +31,8 @@ bool list_buffers(const Graph& graph, const Device* device, CudaPlan* plan, Erro
     Buffer* last = nullptr;
     for (uint32_t i = 0; i < graph.n_tensors; ++i) {
         Buffer* b = graph.tensors[i].buffer;
-        // What lies on another device is no node's: the parser saw to it.
-        if (b == nullptr || b == last || b->device->ops != device->ops) continue;
+        // What lies on another device is no node's (the parser saw to it) and may go before this plan.
+        if (b == nullptr || b == last || b->device != device) continue;
         last = b;
         if (std::find(plan->buffers.begin(), plan->buffers.end(), b) != plan->buffers.end()) continue;
         plan->buffers.push_back(b);

@@ -153,8 +153,9 @@ bool Session::graph_compute(Error* err) {
           graph->n_tensors);
     Stored stored;
     for (uint32_t i = 0; i < graph->n_tensors; ++i) {
+        // The list may name buffers of other devices; no node touches those, and runs are numbered by device.
         Buffer* buffer = graph->tensors[i].buffer;
-        if (buffer != nullptr &&
+        if (buffer != nullptr && buffer->device == config_.devices[device] &&
             std::find(stored.buffers.begin(), stored.buffers.end(), buffer) == stored.buffers.end())
             stored.buffers.push_back(buffer);
     }
