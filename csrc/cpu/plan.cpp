@@ -15,12 +15,20 @@ constexpr int64_t SERIAL_WORK = 8192;
 // Chunks handed out per worker: small enough that cores of unequal speed end together, large enough to keep the counter
 // cold.
 constexpr int64_t CHUNKS_PER_WORKER = 8;
+// What a worker takes at once: about 70 ms at the pace that work is counted in, a second for kernels that are slower
+// than they count. A client that left, or a deadline, is noticed between two portions.
+constexpr int64_t PORTION_WORK = int64_t{1} << 28;
+// Nothing ends an item, so graphs with longer ones (about a minute) are refused. A tile of 256 columns of a product
+// over 32768 channels is 2^27, 48 rows of attention over a million cells 2^34.
+constexpr int64_t MAX_ITEM_WORK = int64_t{1} << 38;
 // Scratch is a ring: a node's scratch may take the place of an earlier node's; the hazard check adds the barrier.
 constexpr int64_t SCRATCH_RING = int64_t{8} << 20;
 
 // Accesses that a step is compared with at most. Real graphs stay far below; a hostile one of many independent nodes
 // gets more barriers than it needs instead of a quadratic compile time.
 constexpr size_t MAX_SEGMENT = 256;
+// Converted activations that are remembered, for the same reason; a layer has about five.
+constexpr size_t MAX_ACTIVATIONS = 64;
 
 bool meet(uintptr_t a0, uintptr_t a1, uintptr_t b0, uintptr_t b1) { return a0 < b1 && b0 < a1; }
 
@@ -61,6 +69,8 @@ bool PlanBuilder::build(PlanData* out) {
         if (!prepare(*this, node)) return false;
         ++i;
     }
+    if (endless_ != nullptr)
+        return unsupported(*endless_, "a part of its work that cannot be shared out or cancelled is too long");
     list_segments();
     *out = std::move(out_);
     return true;
@@ -69,7 +79,8 @@ bool PlanBuilder::build(PlanData* out) {
 void PlanBuilder::list_segments() {
     const uint32_t n = static_cast<uint32_t>(out_.steps.size());
     for (uint32_t i = 0; i < n; ++i) {
-        const Step& step = out_.steps[i];
+        Step& step = out_.steps[i];
+        step.grain = std::min(step.grain, step.most);  // families set it as they like
         if (i == 0 || step.barrier) out_.segments.push_back({i, i, 0, false, false});
         Segment& segment = out_.segments.back();
         segment.end = i + 1;
@@ -85,6 +96,7 @@ void PlanBuilder::list_segments() {
 
 Step& PlanBuilder::add_bare(Step::Fn fn, const Tensor* dst, int64_t n_items, int64_t work) {
     commit();
+    if (work < 0) work = INT64_MAX;  // it overflowed
     Step step = {};
     step.fn = fn;
     step.dst = dst;
@@ -92,6 +104,8 @@ Step& PlanBuilder::add_bare(Step::Fn fn, const Tensor* dst, int64_t n_items, int
     step.serial = n_workers_ == 1 || n_items <= 1 || work < SERIAL_WORK;
     const int64_t chunks = n_workers_ * CHUNKS_PER_WORKER;
     step.grain = step.serial && n_workers_ > 1 ? std::max<int64_t>(1, n_items) : std::max<int64_t>(1, n_items / chunks);
+    step.most = std::max<int64_t>(1, n_items / (work / PORTION_WORK + 1));
+    if (dst != nullptr) largest_item(*dst, work / std::max<int64_t>(1, n_items));
     out_.steps.push_back(step);
     if (segment_parallel_.size() + segment_serial_.size() > MAX_SEGMENT) start_segment();
     return out_.steps.back();
@@ -104,6 +118,10 @@ Step& PlanBuilder::add(Step::Fn fn, const Tensor& node, int64_t n_items, int64_t
         if (node.src[i] != nullptr) reads(*node.src[i]);
     writes(node);
     return step;
+}
+
+void PlanBuilder::largest_item(const Tensor& node, int64_t work) {
+    if (work > MAX_ITEM_WORK && endless_ == nullptr) endless_ = &node;
 }
 
 // Move the accesses of the last step to those that later steps are compared with.
@@ -186,6 +204,7 @@ int64_t PlanBuilder::find_activation(const Tensor& src, ActFormat format) const 
 }
 
 void PlanBuilder::keep_activation(const Tensor& src, ActFormat format, int64_t offset, int64_t bytes) {
+    if (activations_.size() >= MAX_ACTIVATIONS) activations_.erase(activations_.begin());
     activations_.push_back({&src, format, offset, bytes});
 }
 

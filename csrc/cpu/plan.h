@@ -74,6 +74,9 @@ class PlanBuilder {
     void writes(const Tensor& t);
     void reads_scratch(int64_t offset, int64_t bytes);
     void writes_scratch(int64_t offset, int64_t bytes);
+    // The largest item of `node` takes `work` operations: for steps whose items are not alike. One that would keep a
+    // worker too long makes build() fail, since nothing can end it.
+    void largest_item(const Tensor& node, int64_t work);
 
     // nodes[j] may run now instead of in its turn: no node between the present one and it depends on it or it on them.
     bool may_advance(uint32_t j) const;
@@ -124,6 +127,7 @@ class PlanBuilder {
     std::vector<uint8_t> viewed_;  // tensor i is a view_src of another
     std::vector<bool> taken_;      // node i was prepared before its turn
     uint32_t present_ = 0;
+    const Tensor* endless_ = nullptr;  // the first with an item that takes too long
 };
 
 }  // namespace ggr

@@ -260,7 +260,7 @@ void Pool::execute(int index, Patience& patience) {
 int64_t Pool::part_of(const Step& step, int64_t begin) const {
     const int64_t left = step.n_items - begin;
     const int64_t part = step.tapered ? std::max(step.grain, left / (2 * n_workers_)) : step.grain;
-    return std::min(part, left);
+    return std::min({part, left, step.most});
 }
 
 // The next items of step number `index`: from what is returned to *end; none if that is n_items or more.
@@ -290,7 +290,8 @@ bool Pool::work(const PlanData& plan, uint32_t index, Worker& worker) {
     for (uint32_t i = segment.begin; i < segment.end; ++i) {
         const Step& step = plan.steps[i];
         if (step.serial) {
-            if (lone && (halted() || !step.fn(step, 0, step.n_items, worker))) return false;
+            for (int64_t begin = 0; lone && begin < step.n_items; begin += step.most)
+                if (halted() || !step.fn(step, begin, std::min(begin + step.most, step.n_items), worker)) return false;
             continue;
         }
         for (;;) {

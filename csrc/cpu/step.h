@@ -32,6 +32,7 @@ struct Step {
     const Tensor* src[5];
     int64_t n_items;
     int64_t grain;      // items handed out at a time
+    int64_t most;       // and never more: between two portions a run can be cancelled
     bool tapered;       // hand out more of them first, and `grain` at the end
     bool serial;        // too small to share: one worker runs it, and the other serial steps up to the next barrier
     bool barrier;       // starts when all earlier steps are complete

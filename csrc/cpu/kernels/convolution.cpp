@@ -231,11 +231,12 @@ bool run_by_channel(const Step& step, int64_t begin, int64_t end, Worker&) {
 bool prepare_depthwise(PlanBuilder& builder, const Tensor& node) {
     if (!types_known(node)) return refuse(builder, node);
     const Tensor &kernel = *node.src[0], &x = *node.src[1];
-    const int64_t work = work_of(n_elements(node) * kernel.ne[0] * kernel.ne[1], 3);
-    if (x.nb[2] < x.nb[0])
-        builder.add(run_by_channel, node, node.ne[0] * node.ne[1] * node.ne[3], work);
-    else
-        builder.add(run_by_line, node, n_rows(node), work);
+    // A tap costs about 10 ns besides its elements, which are few in short lines.
+    const bool by_channel = x.nb[2] < x.nb[0];
+    const int64_t items = by_channel ? node.ne[0] * node.ne[1] * node.ne[3] : n_rows(node);
+    const int64_t taps = kernel.ne[0] * kernel.ne[1];
+    const int64_t work = work_of(n_elements(node) * taps, 3) + items * taps * 32;
+    builder.add(by_channel ? run_by_channel : run_by_line, node, items, work);
     return true;
 }
 
@@ -306,7 +307,11 @@ bool prepare_transposed(PlanBuilder& builder, const Tensor& node) {
     const int64_t images = node.op == OP_CONV_TRANSPOSE_1D ? 1 : x.ne[3], lines = x.ne[0] * (images * x.ne[1]);
     const int64_t products =
         node.op == OP_CONV_TRANSPOSE_1D ? n_elements(kernel) * x.ne[0] : n_elements(kernel) * lines;
-    builder.add(run_transposed, node, parts * n_rows(node), products / 2 + n_elements(node)).arg.i64[0] = parts;
+    Step& step = builder.add(run_transposed, node, parts * n_rows(node), products / 2 + n_elements(node));
+    step.arg.i64[0] = parts;
+    // Each part looks at all taps of its channel, at 2 ns or more.
+    const int64_t channels = node.op == OP_CONV_TRANSPOSE_1D ? kernel.ne[1] : kernel.ne[2];
+    builder.largest_item(node, n_elements(kernel) / channels * 8);
     return true;
 }
 

@@ -222,6 +222,7 @@ bool prepare_experts(PlanBuilder& builder, const Tensor& node) {
     Step& step = add_products(builder, node, choice, few ? run_pairs : run_experts,
                               ceil_div(m, rows) * (few ? n_pairs : n_experts), m * k / 4 * n_pairs, activations, rows,
                               few ? 1 : MAX_COLUMNS);
+    if (!few) builder.largest_item(node, least_of(m, rows) * k / 4 * n_pairs);  // all tokens ask for one expert
     if (!few) builder.reads_scratch(activations.own, sorted);
     set_grain(step, true, builder.n_workers());
     return true;

@@ -339,7 +339,8 @@ bool prepare_grouped(PlanBuilder& builder, const Tensor& node) {
     if (x.type != TYPE_F32 || node.type != TYPE_I32)
         return builder.unsupported(node, "types %s -> %s", type_traits(x.type)->name, type_traits(node.type)->name);
     builder.need_local(x.ne[0] + node.params[0] * int64_t{5});
-    builder.add(run_grouped, node, n_rows(node), n_elements(x) * (node.ne[0] + node.params[2] + 1));
+    const int64_t groups = n_rows(x) * node.params[0] * node.params[1];
+    builder.add(run_grouped, node, n_rows(node), 4 * (n_elements(x) * (node.ne[0] + node.params[2] + 1) + groups));
     return true;
 }
 

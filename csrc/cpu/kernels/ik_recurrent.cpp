@@ -25,6 +25,11 @@ struct Map {
     bool legal(int64_t id) const { return id >= 0 && id < sequences; }
 };
 
+// What copies take for `channels` channels of states of `n` elements each, where every token names all sequences.
+inline int64_t work_of_copies(int64_t tokens, int64_t sequences, int64_t channels, int64_t n) {
+    return tokens * (sequences - 1) * (channels * n + blocks_of(channels, STATE_BLOCK) * 32);
+}
+
 // Copy `bytes` at `offset` of the state of sequence `from`, states `pitch` bytes apart, to the further sequences.
 inline void copy_states(const Map& map, uint8_t* states, int64_t pitch, int64_t from, int64_t offset, int64_t bytes) {
     for (int64_t i = 1; i < map.sequences; ++i) {
@@ -134,9 +139,10 @@ bool run_ssm_conv(const Step& step, int64_t begin, int64_t end, Worker& worker) 
 // Relies on: state [taps - 1, channels, sequences] with adjacent rows, x [channels, tokens] with contiguous rows,
 // kernel [taps, channels] and dst contiguous, map I32 [sequences, tokens], the store contiguous and large enough.
 bool prepare_ssm_conv(PlanBuilder& builder, const Tensor& node) {
-    const Tensor &x = *node.src[1], &kernel = *node.src[2];
+    const Tensor &state = *node.src[0], &x = *node.src[1], &kernel = *node.src[2];
     builder.need_local(sizeof(Window));
-    builder.add(run_ssm_conv, node, blocks_of(kernel.ne[1], STATE_BLOCK), n_elements(x) * (kernel.ne[0] + 2));
+    const int64_t copies = work_of_copies(x.ne[1], state.ne[2], x.ne[0], kernel.ne[0]);
+    builder.add(run_ssm_conv, node, blocks_of(kernel.ne[1], STATE_BLOCK), n_elements(x) * (kernel.ne[0] + 2) + copies);
     if (node.src[4] != nullptr) builder.writes(*node.src[4]);
     return true;
 }
@@ -193,7 +199,7 @@ bool run_ssm_scan(const Step& step, int64_t begin, int64_t end, Worker& worker) 
 bool prepare_ssm_scan(PlanBuilder& builder, const Tensor& node) {
     const Tensor &s = *node.src[0], &x = *node.src[1];
     builder.add(s.ne[0] % VL == 0 ? run_ssm_scan<true> : run_ssm_scan<false>, node, blocks_of(s.ne[1], STATE_BLOCK),
-                work_of(n_elements(x) * s.ne[0], 25));
+                work_of(n_elements(x) * s.ne[0], 25) + work_of_copies(x.ne[1], s.ne[2], x.ne[0], s.ne[0]));
     return true;
 }
 

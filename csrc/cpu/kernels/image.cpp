@@ -173,7 +173,7 @@ bool prepare_upscale(PlanBuilder& builder, const Tensor& node) {
     int64_t work = n_elements(node) * (mode == NEAREST ? 6 : mode == BILINEAR ? 20 : 60);
     if ((node.params[0] & ANTIALIAS) != 0) {
         const auto width = [](int64_t from, int64_t to) { return 2 * (from / to) + 2; };
-        work *= least(width(x.ne[0], node.ne[0]) * width(x.ne[1], node.ne[1]), 1 << 10);
+        work *= width(x.ne[0], node.ne[0]) * width(x.ne[1], node.ne[1]);
     }
     builder.add(run_upscale, node, n_rows(node), work);
     return true;

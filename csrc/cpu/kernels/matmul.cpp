@@ -240,6 +240,7 @@ bool prepare_mul_mat_id(PlanBuilder& builder, const Tensor& node) {
     while (!few && rows > panel_rows(engine) && ceil_div(m, rows) * n_experts < 32 * builder.n_workers()) rows /= 2;
     const int64_t items = ceil_div(m, rows) * (few ? n_pairs : n_experts);
     Step& step = builder.add_bare(few ? run_pairs : run_experts, &node, items, m * k / 8 * n_pairs);
+    if (!few) builder.largest_item(node, (m < rows ? m : rows) * k / 8 * n_pairs);  // all tokens ask for one expert
     step.src[0] = &w;
     step.src[1] = &x;
     step.src[2] = &ids;

@@ -10,6 +10,8 @@ GGR_KERNELS_BEGIN
 namespace {
 
 constexpr float LOWEST = -3.402823466e38f;
+// An element of a window waits for the sum, or the largest, before it: 1 ns, where work counts four operations.
+constexpr int64_t COST = 4;
 
 // k and s across and down; the kind is 0 for the largest, 1 for the mean.
 struct Pool {
@@ -66,7 +68,7 @@ bool prepare_pool(PlanBuilder& builder, const Tensor& node) {
         return builder.unsupported(node, "types %s -> %s", type_traits(type)->name, type_traits(node.type)->name);
     const Pool p = pool_of(node);
     builder.add(type == TYPE_F32 ? run_pool<F32> : run_pool<F16>, node, n_rows(node),
-                n_elements(node) * (p.k0 * p.k1 + 8));
+                n_elements(node) * COST * (p.k0 * p.k1 + 2));
     return true;
 }
 
@@ -114,7 +116,7 @@ bool prepare_pool_back(PlanBuilder& builder, const Tensor& node) {
         return builder.unsupported(node, "types other than F32");
     const Pool p = pool_of(node);
     builder.add(run_pool_back, node, node.ne[2] * node.ne[3],
-                n_elements(*node.src[0]) * (p.k0 * p.k1 + 8) + n_elements(node));
+                n_elements(*node.src[0]) * COST * (p.k0 * p.k1 + 2) + n_elements(node));
     return true;
 }
 

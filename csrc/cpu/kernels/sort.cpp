@@ -189,6 +189,9 @@ bool add_step(PlanBuilder& builder, const Tensor& node, bool descending, bool he
     const Slots slots = slots_for(builder, n_rows(node), heap ? node.ne[0] : 2 * x.ne[0]);
     const int64_t bytes = slots.count * slots.bytes, offset = builder.scratch(bytes);
     Step& step = builder.add(run, node, slots.count, n_elements(x) * cost);
+    // Where values rise along a row, each sinks through the heap.
+    if (heap)
+        builder.largest_item(node, n_elements(x) / slots.count * 16 * (64 - __builtin_clzll((uint64_t)node.ne[0])));
     keep_split(step, {node.ne[0], node.ne[0], 1, n_rows(node)});
     step.offset[0] = offset;
     step.arg.i64[0] = slots.count;
