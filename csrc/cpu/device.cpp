@@ -28,16 +28,15 @@ struct SystemMemory {
 };
 
 struct CpuShared {
-    CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns, const Placement& where)
-        : table(ops), placement(where), resident_at_start(resident_bytes()), pool(n_threads, graph_timeout_ns, where) {}
+    CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns, const Placement& where);
     const OpTable* table;
     const Placement placement;
     uint64_t resident_at_start;
     std::atomic<uint64_t> allocated{0};
     std::mutex alloc_mutex, system_mutex;
     SystemMemory system;
-    Pool pool;
     Pager pager;
+    Pool pool;
 };
 
 struct Plan {
@@ -87,6 +86,11 @@ uint64_t free_memory(CpuShared& s, std::chrono::milliseconds age, uint64_t* tota
     const uint64_t touched = system.resident - std::min(system.resident, s.resident_at_start);
     const uint64_t untouched = promised - std::min(promised, touched) + RESERVE;
     return system.available - std::min(system.available, untouched);
+}
+
+uint64_t room_for_scratch(CpuShared& s) {
+    uint64_t total;
+    return free_memory(s, std::chrono::milliseconds{0}, &total);
 }
 
 void memory(Device* d, uint64_t* free_bytes, uint64_t* total_bytes) {
@@ -218,6 +222,12 @@ std::string processor() {
 }
 
 }  // namespace
+
+CpuShared::CpuShared(int n_threads, const OpTable* ops, int64_t graph_timeout_ns, const Placement& where)
+    : table(ops),
+      placement(where),
+      resident_at_start(resident_bytes()),
+      pool(n_threads, graph_timeout_ns, where, [this] { return room_for_scratch(*this); }) {}
 
 int cpu_levels(const char** names, int capacity, bool emulated) { return level_names(names, capacity, emulated); }
 

@@ -14,6 +14,15 @@ namespace {
 constexpr uint32_t OPEN = uint32_t{1} << 31;  // of the gate
 constexpr uint32_t FAILED = UINT32_MAX;       // of the progress
 
+// Scratch of this size is kept when the session that needed it leaves: the next one finds its pages there.
+constexpr size_t KEEP_SCRATCH = size_t{16} << 20;
+
+// Up to here scratch is had in any case: the device keeps so much memory back when it lends buffers, and clients that
+// fill it to the brim do not know of scratch. A prompt of 512 tokens takes some 10 MiB, and 1 MiB a thread.
+constexpr size_t LEAST_SCRATCH = size_t{64} << 20;
+
+size_t scratch_size(size_t bytes) { return (bytes + SLACK_BYTES + 0xffff) & ~size_t{0xffff}; }
+
 }  // namespace
 
 void Run::fail(Code code, const char* format, ...) {
@@ -45,8 +54,11 @@ bool fail_index(Worker& worker, const Step& step, const Tensor* index, int64_t v
                     static_cast<long long>(limit) - 1);
 }
 
-Pool::Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement)
-    : n_workers_(n_workers), graph_timeout_ns_(graph_timeout_ns), local_(static_cast<size_t>(n_workers)) {
+Pool::Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement, std::function<uint64_t()> room)
+    : n_workers_(n_workers),
+      graph_timeout_ns_(graph_timeout_ns),
+      room_(std::move(room)),
+      local_(static_cast<size_t>(n_workers)) {
     const auto start = [&](int index) {
         threads_.emplace_back([this, index, placement] {
             place_thread(placement, index);
@@ -87,6 +99,8 @@ void Pool::close(Queue* queue) {
         queue->waiting.clear();
         queue->changed->wait(lock, [&] { return !queue->running; });
         queues_.erase(std::find(queues_.begin(), queues_.end(), queue));
+        spare_ = true;
+        if (!busy_) give_back(lock);
     }
     delete queue;
 }
@@ -143,9 +157,37 @@ bool Pool::next_job(std::unique_lock<std::mutex>& lock, Patience& patience, Queu
     }
 }
 
+// Cut out of the pool, while no run is going, what is larger than any queue's plans have asked for.
+std::vector<Pool::Scratch> Pool::take_spare() {
+    size_t shared = 0, local = 0;
+    for (const Queue* q : queues_) {
+        shared = std::max(shared, q->shared_bytes);
+        local = std::max(local, q->local_bytes);
+    }
+    std::vector<Scratch> spare;
+    const auto cut = [&](Scratch& s, size_t needed, size_t keep) {
+        if (s.bytes <= std::max(keep, scratch_size(needed))) return;
+        scratch_total_ -= s.bytes;
+        spare.push_back(s);
+        s = {};
+    };
+    cut(shared_, shared, KEEP_SCRATCH);
+    for (Scratch& s : local_) cut(s, local, KEEP_SCRATCH / local_.size());
+    return spare;
+}
+
+// One client's large scratch must not stay when it has left. To unmap gigabytes takes long: the lock is free meanwhile.
+void Pool::give_back(std::unique_lock<std::mutex>& lock) {
+    spare_ = false;
+    const std::vector<Scratch> spare = take_spare();
+    if (spare.empty()) return;
+    lock.unlock();
+    for (const Scratch& s : spare) munmap(s.data, s.bytes);
+    lock.lock();
+}
+
 bool Pool::reserve(Scratch* s, size_t bytes) {
     if (bytes <= s->bytes) return true;
-    bytes = (bytes + 0xffff) & ~size_t{0xffff};
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return false;
     if (s->data != nullptr) munmap(s->data, s->bytes);
@@ -155,11 +197,17 @@ bool Pool::reserve(Scratch* s, size_t bytes) {
 }
 
 bool Pool::prepare(const PlanData& plan) {
+    // Scratch can be far larger than the tensors: sources that repeat a row are converted whole. The system would give
+    // it and end the server when it is written to.
+    const size_t shared_bytes = scratch_size(plan.shared_bytes), local_bytes = scratch_size(plan.local_bytes);
+    size_t more = shared_bytes - std::min(shared_bytes, shared_.bytes);
+    for (const Scratch& s : local_) more += local_bytes - std::min(local_bytes, s.bytes);
+    if (more > 0 && scratch_bytes() + more > LEAST_SCRATCH && more > room_()) return false;
     for (Scratch& s : local_)
-        if (!reserve(&s, plan.local_bytes + SLACK_BYTES)) return false;
+        if (!reserve(&s, local_bytes)) return false;
     const size_t n_steps = plan.steps.size(), n_segments = plan.segments.size();
     const size_t bytes = (n_steps + 2 * n_segments) * sizeof(std::atomic<int64_t>);
-    if (!reserve(&shared_, plan.shared_bytes + SLACK_BYTES) || !reserve(&counter_memory_, bytes)) return false;
+    if (!reserve(&shared_, shared_bytes) || !reserve(&counter_memory_, scratch_size(bytes))) return false;
     if (bytes != 0) std::memset(counter_memory_.data, 0, bytes);  // a plan without steps has no counters
     counters_.next = reinterpret_cast<std::atomic<int64_t>*>(counter_memory_.data);
     counters_.done = counters_.next + n_steps;
@@ -174,6 +222,9 @@ void Pool::lead() {
     Queue::Entry entry;
     while (next_job(lock, waits.idle, &queue, &entry)) {
         if (queue->error.code == Code::ok) {
+            busy_ = true;
+            queue->shared_bytes = std::max(queue->shared_bytes, entry.plan->shared_bytes);
+            queue->local_bytes = std::max(queue->local_bytes, entry.plan->local_bytes);
             lock.unlock();
             run_.plan = entry.plan;
             run_.queue = queue;
@@ -188,6 +239,7 @@ void Pool::lead() {
                 run_.failed = true;
             }
             lock.lock();
+            busy_ = false;
             if (run_.failed && queue->error.code == Code::ok) queue->error = run_.error;
         }
         queue->completed = entry.number;
@@ -196,6 +248,7 @@ void Pool::lead() {
         lock.unlock();
         changed->notify_all();
         lock.lock();
+        if (spare_) give_back(lock);
     }
 }
 

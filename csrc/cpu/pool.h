@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -29,6 +30,7 @@ struct Queue {
     Error error = {};                    // first failure; the queue takes no more work after it
     std::atomic<bool> cancelled{false};  // read by workers while they run
     bool running = false;
+    size_t shared_bytes = 0, local_bytes = 0;  // scratch that its plans took at most
     // Of its own life, so that it can be notified without the mutex, which the woken want first.
     std::shared_ptr<std::condition_variable> changed = std::make_shared<std::condition_variable>();
 };
@@ -52,7 +54,8 @@ struct Run {
 
 class Pool {
   public:
-    Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement);
+    // `room`: bytes that scratch may grow by, asked of whenever it has to.
+    Pool(int n_workers, int64_t graph_timeout_ns, const Placement& placement, std::function<uint64_t()> room);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -84,6 +87,8 @@ class Pool {
     void follow(int index);
     bool reserve(Scratch*, size_t bytes);
     bool prepare(const PlanData&);
+    std::vector<Scratch> take_spare();
+    void give_back(std::unique_lock<std::mutex>& lock);
     void run(Waits& waits);
     bool join();
     void leave();
@@ -97,6 +102,7 @@ class Pool {
 
     const int n_workers_;
     const int64_t graph_timeout_ns_;
+    const std::function<uint64_t()> room_;
     Run run_;
     Counters counters_ = {};
     std::vector<Scratch> local_;
@@ -110,7 +116,9 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable work_;
     std::vector<Queue*> queues_;
-    size_t turn_ = 0;  // the queue to ask first: round robin
+    bool busy_ = false;   // the leader is in a run
+    bool spare_ = false;  // a queue went while it was: there may be scratch that nobody needs
+    size_t turn_ = 0;     // the queue to ask first: round robin
     std::atomic<bool> stop_{false};
     std::atomic<bool> has_work_{false};
     std::vector<std::thread> threads_;

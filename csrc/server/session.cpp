@@ -2,9 +2,11 @@
 #include "server/session.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <new>
 
 namespace ggr {
 
@@ -19,6 +21,10 @@ constexpr size_t KEEP_PAYLOAD = size_t{1} << 20;
 // ik_llama.cpp's CPU buffers come out so much larger than asked for, and its clients take the size that they are told.
 // They also ask for 0 bytes, for a device that gets no work, and need a buffer then.
 constexpr uint64_t IK_EXTRA_BYTES = 32;
+// Buffers of all sessions. Each can cost the process two mappings of memory, and Linux gives a process 65530: when they
+// are used up, nobody can have memory or a thread.
+constexpr uint64_t MAX_BUFFERS = 16384;
+std::atomic<uint64_t> n_buffers{0};
 
 }  // namespace
 
@@ -35,6 +41,10 @@ Session::~Session() {
         drop_all(i);
     }
     for (auto& entry : buffers_) entry.second->device->ops->release(entry.second->device, entry.second.get());
+    n_buffers -= buffers_.size();
+    std::vector<uint8_t>().swap(payload_);
+    Error ignored = {};
+    count_graphs(0, &ignored);
 }
 
 SessionStats Session::stats() const {
@@ -99,6 +109,7 @@ bool Session::read_payload(uint64_t size, Error* err) {
     while (payload_.size() < size) {
         const uint64_t at = payload_.size();
         const uint64_t step = std::min<uint64_t>(size - at, std::max<uint64_t>(at, READ_CHUNK_BYTES));
+        if (at > 0 && !count_graphs(step, err)) return false;
         payload_.resize(at + step);
         if (!stream_.read(payload_.data() + at, step, command_name(command_), err)) return false;
     }
@@ -106,6 +117,15 @@ bool Session::read_payload(uint64_t size, Error* err) {
 }
 
 Event Session::serve(Error* err) {
+    try {
+        return serve_until_event(err);
+    } catch (const std::bad_alloc&) {  // of what a message made us hold: this client's loss, not the process's
+        err->fail(Code::memory, "%s: the system has no memory left for it", command_name(command_));
+        return Event::failed;
+    }
+}
+
+Event Session::serve_until_event(Error* err) {
     for (;;) {
         if (!waiting_) {
             if (!header(err)) return Event::failed;
@@ -248,6 +268,9 @@ bool Session::allocate(uint32_t device_index, uint64_t size, uint64_t handle, ui
     if (size == 0) return err->fail(Code::memory, "ALLOC_BUFFER: 0 bytes");
     if (buffers_.size() >= config_.max_buffers)
         return err->fail(Code::memory, "ALLOC_BUFFER: the session holds %zu buffers already", buffers_.size());
+    if (n_buffers.load() >= MAX_BUFFERS)
+        return err->fail(Code::memory, "ALLOC_BUFFER: all sessions hold %llu buffers already",
+                         static_cast<unsigned long long>(MAX_BUFFERS));
     if (size > BASE_LIMIT || next_base_ > BASE_LIMIT - size)
         return err->fail(Code::memory, "ALLOC_BUFFER: the session's addresses are used up");
     Device* device = config_.devices[device_index];
@@ -260,6 +283,7 @@ bool Session::allocate(uint32_t device_index, uint64_t size, uint64_t handle, ui
     held_bytes_ += size;
     *granted = buffer->size;
     buffers_.emplace(handle, std::move(buffer));
+    ++n_buffers;
     return true;
 }
 
@@ -279,6 +303,7 @@ bool Session::release(uint64_t handle, Error* err) {
     held_bytes_ -= buffer->size;
     buffer->device->ops->release(buffer->device, buffer);
     buffers_.erase(handle);
+    --n_buffers;
     return true;
 }
 

@@ -21,6 +21,7 @@ struct SessionConfig {
     std::vector<Device*> devices;
     uint64_t max_buffers;
     uint64_t max_stored_graph_bytes;
+    uint64_t max_graph_bytes;           // requests, graphs and plans of all sessions of the process together
     uint64_t max_compiled_graph_bytes;  // beyond it the plans least recently run go back to their compact form
     int64_t hello_deadline_ns;
     bool cache;                              // tell the owner of tensors to keep
@@ -115,6 +116,7 @@ class Session {
         uint64_t extent;  // its bytes
     };
 
+    Event serve_until_event(Error* err);
     bool header(Error* err);
     bool hello_header(uint8_t byte, Error* err);
     bool read_payload(uint64_t size, Error* err);
@@ -169,6 +171,8 @@ class Session {
     bool move_copies(uint32_t device, Stored* stored, Error* err);
     bool compile(uint32_t device, Graph* graph, Stored* stored, Error* err);
     bool shrink(const Stored* keep, Error* err);
+    // Count what the session's graphs take now, and `more` that is about to be needed; false if it is too much.
+    bool count_graphs(uint64_t more, Error* err);
     void drop_plan(uint32_t device, Stored* stored);
     void drop(uint32_t device, Stored* stored);
     void drop_all(uint32_t device);
@@ -197,6 +201,7 @@ class Session {
     uint64_t held_bytes_ = 0;
     uint64_t compiled_bytes_ = 0;
     uint64_t packed_bytes_ = 0;
+    uint64_t counted_bytes_ = 0;  // of graphs, in the sum over all sessions
     SessionStats stats_ = {};
 };
 

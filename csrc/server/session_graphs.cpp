@@ -1,5 +1,6 @@
 // Graphs of a session: compiled once, run in order on the device's queue, kept for GRAPH_RECOMPUTE.
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cstring>
 
@@ -14,6 +15,13 @@ namespace {
 constexpr uint64_t MAX_WAITING = 64;
 // How often a wait looks whether the client is still there.
 constexpr int64_t WAIT_SLICE_NS = 50'000'000;
+
+// Of all sessions. Graphs lie on the heap, where the memory that is free for buffers does not show them.
+std::atomic<uint64_t> graph_bytes{0};
+// A parsed graph and its plan beside the request that they come from.
+constexpr uint64_t GRAPH_GROWTH = 3;
+// A session may have so much whatever others hold: a crowd must not keep an ordinary client from computing.
+constexpr uint64_t GRAPH_ALLOWANCE = uint64_t{16} << 20;
 
 Buffer* find_buffer(void* context, uint64_t handle) {
     const auto& buffers = *static_cast<const std::unordered_map<uint64_t, std::unique_ptr<Buffer>>*>(context);
@@ -136,6 +144,16 @@ bool Session::shrink(const Stored* keep, Error* err) {
     return true;
 }
 
+bool Session::count_graphs(uint64_t more, Error* err) {
+    const uint64_t now = packed_bytes_ + compiled_bytes_ + payload_.capacity() + more;
+    const uint64_t all = graph_bytes.fetch_add(now - counted_bytes_) + (now - counted_bytes_);
+    const bool grown = now > counted_bytes_;
+    counted_bytes_ = now;
+    if (!grown || now <= GRAPH_ALLOWANCE || all <= config_.max_graph_bytes) return true;
+    return err->fail(Code::memory, "%s: graphs of all sessions would take %" PRIu64 " bytes, the limit is %" PRIu64,
+                     command_name(command_), all, config_.max_graph_bytes);
+}
+
 bool Session::graph_compute(Error* err) {
     const uint64_t limit = static_cast<uint64_t>(MAX_GRAPH_NODES) * 8 +
                            static_cast<uint64_t>(MAX_GRAPH_TENSORS) * static_cast<uint64_t>(dialect_->tensor.bytes) +
@@ -143,7 +161,7 @@ bool Session::graph_compute(Error* err) {
     if (length_ > limit)
         return err->fail(Code::protocol, "GRAPH_COMPUTE: a payload of %" PRIu64 " bytes, the limit is %" PRIu64,
                          length_, limit);
-    if (!read_payload(length_, err)) return false;
+    if (!read_payload(length_, err) || !count_graphs(GRAPH_GROWTH * length_, err)) return false;
     narrow_by_graph_length();
     Graph* graph = narrow_by_graph(payload_, err);
     if (graph == nullptr) return false;
@@ -200,7 +218,7 @@ bool Session::graph_compute(Error* err) {
         return err->fail(Code::session,
                          "GRAPH_COMPUTE: the session's stored graphs take %" PRIu64 " bytes, the limit is %" PRIu64,
                          packed_bytes_, config_.max_stored_graph_bytes);
-    if (!shrink(kept, err)) return false;
+    if (!shrink(kept, err) || !count_graphs(0, err)) return false;
     if (!dialect_->graph_status) return true;
     // The answer is about the run: it waits for it. A run that fails ends the connection like any other.
     const uint8_t success = 0;
@@ -302,7 +320,7 @@ bool Session::graph_recompute(Error* err) {
         if (graph == nullptr || !compile(device, graph, stored, err)) return false;
     }
     ++stats_.recomputes;
-    return submit(device, stored, err) && shrink(stored, err);
+    return submit(device, stored, err) && shrink(stored, err) && count_graphs(0, err);
 }
 
 }  // namespace ggr

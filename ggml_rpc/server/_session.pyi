@@ -25,6 +25,7 @@ class Session:
         devices: Sequence[NativeDevice],
         *,
         hello_seconds: float,
+        max_graph_bytes: int,
         cache: bool = False,
         trace: Callable[[str], None] | None = None,
         note: Callable[[str], None] | None = None,

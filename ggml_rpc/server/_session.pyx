@@ -33,6 +33,7 @@ cdef extern from "server/session.h" namespace "ggr" nogil:
         vector[Device *] devices
         uint64_t max_buffers
         uint64_t max_stored_graph_bytes
+        uint64_t max_graph_bytes
         uint64_t max_compiled_graph_bytes
         int64_t hello_deadline_ns
         cbool cache
@@ -104,6 +105,8 @@ cdef class Session:
         What the client sees as device 0, 1, ...
     hello_seconds : float
         How long the client may take until its HELLO is complete.
+    max_graph_bytes : int
+        What requests, graphs and plans of all sessions of the process may take together.
     cache : bool
         Report tensors that are to be kept.
     trace : callable, optional
@@ -118,7 +121,17 @@ cdef class Session:
     cdef object trace
     cdef object note
 
-    def __cinit__(self, int fd, devices, *, double hello_seconds, bint cache=False, trace=None, note=None):
+    def __cinit__(
+        self,
+        int fd,
+        devices,
+        *,
+        double hello_seconds,
+        uint64_t max_graph_bytes,
+        bint cache=False,
+        trace=None,
+        note=None,
+    ):
         cdef SessionConfig config
         cdef NativeDevice device
         self.codecs = []
@@ -129,6 +142,7 @@ cdef class Session:
             config.devices.push_back(device.device)
         config.max_buffers = limits.MAX_BUFFERS_PER_SESSION
         config.max_stored_graph_bytes = limits.MAX_STORED_GRAPH_BYTES
+        config.max_graph_bytes = max_graph_bytes
         config.max_compiled_graph_bytes = limits.MAX_COMPILED_GRAPH_BYTES
         config.hello_deadline_ns = monotonic_ns() + <int64_t> (hello_seconds * 1e9)
         config.cache = cache

@@ -51,6 +51,8 @@ class Connection:
         Where tensors are kept.
     hello_seconds, stall_seconds : float
         Limits for the HELLO as a whole, and for each further byte inside a message.
+    max_graph_bytes : int
+        What graphs of all sessions of the process may take together.
     trace : bool
         Log a line for each command.
     explain : bool
@@ -69,6 +71,7 @@ class Connection:
         cache: TensorCache | None = None,
         hello_seconds: float = limits.HELLO_SECONDS,
         stall_seconds: float = limits.STALL_SECONDS,
+        max_graph_bytes: int = limits.MAX_TENSOR_BYTES,
         trace: bool = False,
         explain: bool = False,
     ) -> None:
@@ -87,6 +90,7 @@ class Connection:
             sock.fileno(),
             devices,
             hello_seconds=hello_seconds,
+            max_graph_bytes=max_graph_bytes,
             cache=cache is not None,
             trace=self._trace if trace else None,
             note=self._note if log.isEnabledFor(self._explain_level) else None,

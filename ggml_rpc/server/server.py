@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import socket
 import threading
@@ -75,7 +76,7 @@ class Server:
     OSError
         If an address cannot be listened on or the cache folder cannot be used.
     ValueError
-        If a protocol is not known.
+        If a protocol is not known, or an open device stands twice.
 
     Examples
     --------
@@ -104,6 +105,7 @@ class Server:
         self.devices = _open(devices, threads, graph_timeout, numa)
         self.protocols = parse_protocols(protocols) if isinstance(protocols, str) else list(protocols)
         self.cache = TensorCache(cache_dir) if cache_dir is not None else None
+        self._max_graph_bytes = _memory_bytes(self.devices) // limits.GRAPH_SHARE
         self._port = port
         self._trace = trace
         self._explain = explain
@@ -235,6 +237,7 @@ class Server:
             cache=self.cache,
             hello_seconds=self._hello_seconds,
             stall_seconds=self._stall_seconds,
+            max_graph_bytes=self._max_graph_bytes,
             trace=self._trace,
             explain=self._explain,
         )
@@ -257,6 +260,12 @@ class Server:
                 del self._connections[connection]
 
 
+def _memory_bytes(devices: Sequence[NativeDevice]) -> int:
+    """Return how much memory the machine has, or a device if that is less."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([physical, *(d.memory()[1] for d in devices)])
+
+
 def _open(
     devices: str | Sequence[str] | Sequence[NativeDevice] | None,
     threads: int | None,
@@ -272,6 +281,8 @@ def _open(
         if opened:
             if len(opened) != len(devices):
                 raise TypeError("devices must be all names or all open devices")
+            if len(set(map(id, opened))) < len(opened):
+                raise ValueError("an open device stands twice in devices")
             return opened
         names = [str(d) for d in devices]
     return local.open_devices(names, threads=threads, graph_timeout=graph_timeout, numa=numa)

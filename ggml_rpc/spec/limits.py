@@ -47,6 +47,9 @@ MAX_GRAPH_TENSORS: Final = 1 << 17
 # session.
 MAX_STORED_GRAPH_BYTES: Final = 1 << 29
 
+# All sessions together may fill a quarter of the memory with graphs: a crowd of hostile ones must not fill it all.
+GRAPH_SHARE: Final = 4
+
 # Plans of stored graphs that stay ready to run; a plan takes about 600 bytes a tensor, so some dozens fit. Decoding
 # repeats one.
 MAX_COMPILED_GRAPH_BYTES: Final = 16 << 20

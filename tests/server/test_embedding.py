@@ -95,6 +95,13 @@ def test_open_devices_can_be_handed_in() -> None:
         assert client.memory(1)[1] > 0
 
 
+def test_an_open_device_stands_once() -> None:
+    """Runs are numbered by device: what frees memory could not tell the two apart."""
+    device = CpuPool(1).device()
+    with pytest.raises(ValueError, match="twice"):
+        Server(devices=[device, device], port=0)
+
+
 def test_close_does_not_wait_for_a_long_graph() -> None:
     server = Server(port=0, threads=1)
     server.start()
