@@ -133,7 +133,7 @@ void sort_pairs(PlanBuilder& builder, const Tensor& node, int width, int64_t max
     args->pairs = reinterpret_cast<const int32_t*>(at);
     args->tiles = reinterpret_cast<const int32_t*>(at + pair_bytes);
     if (sorted) return;
-    SortArgs sort = {};
+    PairArgs sort = {};
     sort.ids = ids.data;
     sort.ids_nb[0] = ids.nb[0];
     sort.ids_nb[1] = ids.nb[1];

@@ -7,7 +7,7 @@ namespace ggr {
 namespace cuda {
 
 // The expert of a pair; `experts` if it has none and its result is to be 0; -1 if it is to be left out.
-GGR_DEVICE int32_t expert_of_pair(const SortArgs& a, int pair, bool report) {
+GGR_DEVICE int32_t expert_of_pair(const PairArgs& a, int pair, bool report) {
     const int token = pair / a.slots, slot = pair - token * a.slots;
     const int32_t expert = *reinterpret_cast<const int32_t*>(a.ids + slot * a.ids_nb[0] + token * a.ids_nb[1]);
     if (expert >= 0 && expert < a.experts) return expert;
@@ -16,7 +16,7 @@ GGR_DEVICE int32_t expert_of_pair(const SortArgs& a, int pair, bool report) {
     return -1;
 }
 
-GGR_KERNEL GGR_BOUNDS(1024, 1) sort_pairs(const SortArgs a) {
+GGR_KERNEL GGR_BOUNDS(1024, 1) sort_pairs(const PairArgs a) {
     GGR_SHARED int32_t count[MAX_EXPERTS + 1];
     GGR_SHARED int32_t next[MAX_EXPERTS + 1];
     GGR_SHARED int32_t first_tile[MAX_EXPERTS + 1];

@@ -96,7 +96,7 @@ struct ScaleArgs {
 
 // Pairs (token, slot) by expert: `pairs` gets their numbers, `tiles` up to `max_tiles` descriptions of at most `width`
 // pairs each; those not needed have no pairs.
-struct SortArgs {
+struct PairArgs {
     const uint8_t* ids;
     int64_t ids_nb[2];
     int32_t slots, n_pairs, experts, absent_is_zero;
