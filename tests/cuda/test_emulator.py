@@ -65,6 +65,28 @@ def test_a_planted_fault_is_found(emulator: Emulator, kernel: str) -> None:
     assert str(failure.value).startswith(f"{kernel}, block (")
 
 
+WIDE = {
+    "WIDE_LOAD": 16,
+    "WIDE_STORE": 16,
+    "LOAD16": 16,
+    "STREAM16": 16,
+    "ASYNC_FROM": 16,
+    "ASYNC_TO": 16,
+    "MATRICES": 16,
+    "LOAD8": 8,
+}
+
+
+@pytest.mark.parametrize("access", list(WIDE))
+def test_a_wide_access_needs_an_aligned_address(emulator: Emulator, access: str) -> None:
+    """The kernel's own line is named, not that of the function that it called."""
+    x, y = emulator.array(np.zeros(160, np.float32)), emulator.empty((160,), np.float32)
+    where = rf"address is no multiple of {WIDE[access]} at planted.cu:\d+"
+    with pytest.raises(EmulatorError, match=where) as failure:
+        emulator.launch(PLANTED, f"misaligned<{access}>", (1,), 32, Args(x.address, y.address, 1))
+    assert str(failure.value).startswith(f"misaligned<{access}>, block (0, 0, 0), thread ")
+
+
 def test_a_wrong_shuffle_gives_another_result(emulator: Emulator) -> None:
     x, y = run(emulator, "reverse<WRONG_SHUFFLE>")
     expected = x.reshape(-1, 128)[:, ::-1]

@@ -139,20 +139,23 @@ void poison(Region& r) {
     r.high = 0;
 }
 
-// "base.cuh:81" of an instruction, if the machine has addr2line.
+// "norm.cu:81" of an instruction, if the machine has addr2line: who called what the emulator has in its header.
 std::string source_of(const void* instruction) {
     Dl_info info;
     if (!instruction || !dladdr(instruction, &info) || !info.dli_fname) return "";
     char command[1200], line[600] = "";
     std::snprintf(
-        command, sizeof command, "addr2line -s -e '%s' 0x%zx 2> /dev/null", info.dli_fname,
+        command, sizeof command, "addr2line -s -i -e '%s' 0x%zx 2> /dev/null", info.dli_fname,
         static_cast<size_t>(static_cast<const char*>(instruction) - static_cast<const char*>(info.dli_fbase)) - 1);
     FILE* pipe = popen(command, "r");
     if (!pipe) return "";
-    const bool got = std::fgets(line, sizeof line, pipe) != nullptr;
+    std::string found;
+    while (std::fgets(line, sizeof line, pipe) != nullptr) {
+        line[std::strcspn(line, "\n ")] = 0;
+        if (line[0] && line[0] != '?' && (found.empty() || found.compare(0, 11, "emulator.h:") == 0)) found = line;
+    }
     pclose(pipe);
-    line[std::strcspn(line, "\n ")] = 0;
-    return got && line[0] && line[0] != '?' ? std::string(" at ") + line : "";
+    return found.empty() ? "" : " at " + found;
 }
 
 [[noreturn]] void fail_at(const void* instruction, const std::string& text) {
@@ -306,11 +309,12 @@ static void check_aligned(const char* what, const void* p, size_t bytes, const v
     if (reinterpret_cast<uintptr_t>(p) % bytes == 0) return;
     fail_at(instruction, std::string(what) + ": address is no multiple of " + std::to_string(bytes));
 }
-void ggr_check_global(const char* what, const void* p, size_t bytes) {
-    check_aligned(what, p, bytes, GGR_CALLER);
-    if (region_of(reinterpret_cast<uintptr_t>(p))) fail_at(GGR_CALLER, std::string(what) + " from shared memory");
-    check(reinterpret_cast<uintptr_t>(p), bytes, false, GGR_CALLER);
+static void check_global(const char* what, const void* p, size_t bytes, const void* instruction) {
+    check_aligned(what, p, bytes, instruction);
+    if (region_of(reinterpret_cast<uintptr_t>(p))) fail_at(instruction, std::string(what) + " from shared memory");
+    check(reinterpret_cast<uintptr_t>(p), bytes, false, instruction);
 }
+void ggr_check_global(const char* what, const void* p, size_t bytes) { check_global(what, p, bytes, GGR_CALLER); }
 void ggr_check_shared(const char* what, const void* p, size_t bytes) {
     check_aligned(what, p, bytes, GGR_CALLER);
     if (!region_of(reinterpret_cast<uintptr_t>(p))) fail_at(GGR_CALLER, std::string(what) + ": no shared memory");
@@ -344,7 +348,7 @@ int32_t ggr_atomic_swap_i32(int32_t* p, int32_t old, int32_t v) {
 
 void ggr_copy_async(void* shared, const void* from, bool valid) {
     check_aligned("copy16_async to shared memory", shared, 16, GGR_CALLER);
-    if (valid) ggr_check_global("copy16_async", from, 16);
+    if (valid) check_global("copy16_async", from, 16, GGR_CALLER);
     if (!touch_shared(reinterpret_cast<uintptr_t>(shared), 16, Access::copy_starts)) {
         fail_at(GGR_CALLER, "copy16_async to what is no shared memory of the block");
     }

@@ -67,6 +67,31 @@ GGR_KERNEL GGR_BOUNDS(128, 1) reverse_async(const Args a) {
     a.to[at + t] = tile[127 - t];
 }
 
+// Wide accesses at addresses that are aligned for the numbers in them only. Of a GPU's context nothing is left then.
+constexpr int WIDE_LOAD = 1, WIDE_STORE = 2, LOAD16 = 3, STREAM16 = 4, ASYNC_FROM = 5, ASYNC_TO = 6, MATRICES = 7,
+              LOAD8 = 8;
+struct alignas(8) Pair {
+    float v[2];
+};
+template <int FAULT>
+GGR_KERNEL GGR_BOUNDS(32, 1) misaligned(const Args a) {
+    GGR_SHARED float tile[256];
+    const float* from = a.from + 4 * thread_index();
+    const int shift = a.n;  // 1, which the compiler does not know
+    Bytes16 v = {};
+    if (FAULT == WIDE_LOAD) v = *reinterpret_cast<const Bytes16*>(from + shift);
+    if (FAULT == WIDE_STORE) *reinterpret_cast<Bytes16*>(a.to + 4 * thread_index() + shift) = v;
+    if (FAULT == LOAD16) v = load16(from + shift);
+    if (FAULT == STREAM16) v = stream16(from + 2 * shift);
+    if (FAULT == ASYNC_FROM) copy16_async(tile + 4 * thread_index(), from + shift);
+    if (FAULT == ASYNC_TO) copy16_async(tile + 4 * thread_index() + 2 * shift, from);
+    if (FAULT == MATRICES) load_matrices(v.word, tile + 4 * thread_index() + shift);
+    if (FAULT == LOAD8) v.word[0] = float_to_bits(reinterpret_cast<const Pair*>(from + shift)->v[0]);
+    copies_commit();
+    copies_wait<0>();
+    a.to[thread_index()] = bits_to_float(v.word[0]) + tile[thread_index()];
+}
+
 // A race on global memory, which only the order shows: the last block to come wins.
 GGR_KERNEL GGR_BOUNDS(32, 1) last_wins(const Args a) {
     if (thread_index() == 0) a.to[0] = static_cast<float>(block_x());
