@@ -56,5 +56,24 @@ struct Divisor {
     uint32_t divisor, multiplier, shift;
 };
 
+// Which words of a launch's arguments may be addresses of scratch, as offsets: none, unless GGR_SCRATCH_AT names some.
+// They alone are moved with the scratch. Any other word may be a number that a client chose, whatever it looks like.
+template <class Args>
+struct ScratchWords {
+    static constexpr int COUNT = 0;
+    static constexpr uint32_t AT[1] = {0};
+};
+#ifndef __CUDACC_RTC__
+#define GGR_SCRATCH_AT(Args, ...)                                                \
+    template <>                                                                  \
+    struct ScratchWords<Args> {                                                  \
+        static constexpr uint32_t AT[] = {__VA_ARGS__};                          \
+        static constexpr int COUNT = static_cast<int>(sizeof AT / sizeof AT[0]); \
+    }
+#define GGR_AT(Args, member) static_cast<uint32_t>(__builtin_offsetof(Args, member))
+#else
+#define GGR_SCRATCH_AT(Args, ...) static_assert(sizeof(Args) > 0, "of the host alone")
+#endif
+
 }  // namespace cuda
 }  // namespace ggr

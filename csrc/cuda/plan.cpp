@@ -15,7 +15,7 @@ namespace {
 // order. So much stays of activations that are kept.
 constexpr uint64_t SCRATCH_RING = uint64_t{32} << 20;
 constexpr uint64_t SCRATCH_ALIGNMENT = 256;
-// Where scratch seems to lie while a plan is built: no address of any device, and no number that a shape can give.
+// Where scratch seems to lie while a plan is built: no address of any device.
 constexpr uint64_t SCRATCH_BASE = 0xb5c1'7a3e'0000'0000;
 constexpr uint64_t SCRATCH_LIMIT = uint64_t{1} << 40;
 constexpr size_t ARGS_ALIGNMENT = 16;
@@ -101,14 +101,14 @@ void PlanBuilder::roll_back(const Mark& mark) {
     step_scratch_.clear();
 }
 
-void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_bytes, const void* args, size_t args_bytes,
+void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_bytes, const Words& words,
                       const char* file, const char* expression) {
     Launch launch = {};
     launch.kernel = kernels_.number(file, expression);
     launch.grid = grid;
     launch.threads = static_cast<uint32_t>(threads);
     launch.shared_bytes = static_cast<uint32_t>(shared_bytes);
-    add(node, launch, args, args_bytes);
+    add(node, launch, words);
 }
 
 void PlanBuilder::launch_library(const Tensor& node, uint32_t number, const LibraryProduct& product) {
@@ -116,19 +116,20 @@ void PlanBuilder::launch_library(const Tensor& node, uint32_t number, const Libr
     launch.kernel = BY_LIBRARY;
     launch.grid.x = number;
     out_.workspace_bytes = WORKSPACE_BYTES;
-    add(node, launch, &product, sizeof product);
+    add(node, launch, words_of(product));
 }
 
-void PlanBuilder::add(const Tensor& node, Launch launch, const void* args, size_t args_bytes) {
+void PlanBuilder::add(const Tensor& node, Launch launch, const Words& words) {
     launch.node = node_;
     while (launch.node + 1 < graph_.n_nodes && graph_.nodes[launch.node] != &node) ++launch.node;
     if (graph_.nodes[launch.node] != &node) launch.node = node_;
     const size_t at = (out_.args.size() + ARGS_ALIGNMENT - 1) / ARGS_ALIGNMENT * ARGS_ALIGNMENT;
     launch.args = static_cast<uint32_t>(at);
-    launch.args_bytes = static_cast<uint32_t>(args_bytes);
-    out_.args.resize(at + args_bytes);
-    std::memcpy(out_.args.data() + at, args, args_bytes);
-    for (size_t word = at; word + 8 <= at + args_bytes; word += 8) {
+    launch.args_bytes = static_cast<uint32_t>(words.bytes);
+    out_.args.resize(at + words.bytes);
+    std::memcpy(out_.args.data() + at, words.args, words.bytes);
+    for (int i = 0; i < words.n_scratch; ++i) {
+        const size_t word = at + words.scratch_at[i];
         uint64_t value;
         std::memcpy(&value, out_.args.data() + word, sizeof value);
         if (value - SCRATCH_BASE < SCRATCH_LIMIT) out_.relocations.push_back(static_cast<uint32_t>(word));

@@ -71,6 +71,7 @@ struct LibraryProduct {
     const uint8_t *w, *x;
     uint8_t* dst;
 };
+GGR_SCRATCH_AT(LibraryProduct, GGR_AT(LibraryProduct, w), GGR_AT(LibraryProduct, x), GGR_AT(LibraryProduct, dst));
 // Finds out how the library computes a product.
 class ProductLibrary {
   public:
@@ -124,10 +125,10 @@ class PlanBuilder {
         static_assert(std::is_trivially_copyable<Args>::value && sizeof(Args) <= MAX_ARGS, "plain and small");
         char name[256];
         if constexpr (sizeof...(Values) == 0) {
-            add(node, grid, threads, shared_bytes, &args, sizeof args, file, expression);
+            add(node, grid, threads, shared_bytes, words_of(args), file, expression);
         } else {
             std::snprintf(name, sizeof name, expression, values...);
-            add(node, grid, threads, shared_bytes, &args, sizeof args, file, name);
+            add(node, grid, threads, shared_bytes, words_of(args), file, name);
         }
     }
 
@@ -136,7 +137,8 @@ class PlanBuilder {
     void launch_library(const Tensor& node, uint32_t number, const LibraryProduct& product);
 
     // Reserve scratch for the launches of the present node (or fused chain); 256-byte aligned. The address stands for
-    // one that is known when the plan runs: pass it on in args (at a multiple of 8 bytes), also with something added.
+    // one that is known when the plan runs: pass it on in members of args that GGR_SCRATCH_AT names, also with
+    // something added.
     uint8_t* scratch(uint64_t bytes);
     // The source's number among node.src, for messages about the indices in it.
     FaultSite fault_site(const Tensor& node, int source) const;
@@ -170,10 +172,20 @@ class PlanBuilder {
     struct Mark {
         size_t launches, args, relocations, taken;
     };
+    struct Words {  // arguments, and where addresses of scratch may be in them
+        const void* args;
+        size_t bytes;
+        const uint32_t* scratch_at;
+        int n_scratch;
+    };
+    template <class Args>
+    static Words words_of(const Args& args) {
+        return {&args, sizeof args, ScratchWords<Args>::AT, ScratchWords<Args>::COUNT};
+    }
 
-    void add(const Tensor& node, Grid grid, int threads, int shared_bytes, const void* args, size_t args_bytes,
-             const char* file, const char* expression);
-    void add(const Tensor& node, Launch launch, const void* args, size_t args_bytes);
+    void add(const Tensor& node, Grid grid, int threads, int shared_bytes, const Words& words, const char* file,
+             const char* expression);
+    void add(const Tensor& node, Launch launch, const Words& words);
     uint32_t step(uint32_t i);
     void overwritten(const Tensor& node, uint32_t kept_before);
     void roll_back(const Mark& mark);

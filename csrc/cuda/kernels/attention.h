@@ -31,12 +31,14 @@ struct AttentionArgs {
     int32_t n_splits, split_length;
     float scale, max_bias, softcap;
 };
+GGR_SCRATCH_AT(AttentionArgs, GGR_AT(AttentionArgs, partials), GGR_AT(AttentionArgs, tiles));
 
 struct MaskTilesArgs {
     View mask;
     MaskTile* out;
     int32_t n_queries, n_kv;
 };
+GGR_SCRATCH_AT(MaskTilesArgs, GGR_AT(MaskTilesArgs, out));
 
 }  // namespace cuda
 }  // namespace ggr

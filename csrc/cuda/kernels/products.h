@@ -30,6 +30,7 @@ struct ConvertArgs {
     int64_t stride;  // activation_bytes
     int32_t groups;  // of 32, a block of the grid (Q8)
 };
+GGR_SCRATCH_AT(ConvertArgs, GGR_AT(ConvertArgs, to));
 
 // dst[m, columns] = w[k, m]^T x[k, columns], for matrices (w2, w3) of the weights. Column c of such a matrix is row
 // (i1, w2 * r2 + t % r2, w3 * r3 + t / r2) of the activations, c = i1 + x_ne1 * t. Of a product by id column c is the
@@ -68,6 +69,8 @@ struct ProductArgs {
     const int32_t* pairs;  // sorted by expert
     const int32_t* tiles;  // three numbers a tile: expert, first of its pairs, their number
 };
+GGR_SCRATCH_AT(ProductArgs, GGR_AT(ProductArgs, x), GGR_AT(ProductArgs, dst), GGR_AT(ProductArgs, pairs),
+               GGR_AT(ProductArgs, tiles));
 
 // A vector product of one column with two matrices of one layout: dst = activation(w^T x) * (up^T x), of products by id
 // with biases.
@@ -79,6 +82,7 @@ struct GatedArgs {
     int32_t kind;
     float alpha, limit;
 };
+GGR_SCRATCH_AT(GatedArgs, GGR_AT(GatedArgs, product.x));
 
 // Rows of quantised weights to packed rows of halves: `pieces` of 16 elements each.
 struct UnpackArgs {
@@ -87,12 +91,14 @@ struct UnpackArgs {
     uint8_t* to;
     int32_t pieces;
 };
+GGR_SCRATCH_AT(UnpackArgs, GGR_AT(UnpackArgs, to));
 // Multiply row r of dst by the scale that lies `scale_at` bytes into row r of the activations.
 struct ScaleArgs {
     View dst;
     const uint8_t* x;
     int64_t x_stride, scale_at;
 };
+GGR_SCRATCH_AT(ScaleArgs, GGR_AT(ScaleArgs, dst.data), GGR_AT(ScaleArgs, x));
 
 // Pairs (token, slot) by expert: `pairs` gets their numbers, `tiles` up to `max_tiles` descriptions of at most `width`
 // pairs each; those not needed have no pairs.
@@ -105,6 +111,7 @@ struct PairArgs {
     int32_t* pairs;
     int32_t* tiles;
 };
+GGR_SCRATCH_AT(PairArgs, GGR_AT(PairArgs, pairs), GGR_AT(PairArgs, tiles));
 constexpr int MAX_EXPERTS = 2047;  // that the sorting block counts in shared memory
 
 // Sizes of the kernels, for the host.

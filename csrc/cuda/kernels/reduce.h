@@ -22,6 +22,7 @@ struct TotalArgs {
     int32_t type;
     int32_t n_parts;
 };
+GGR_SCRATCH_AT(TotalArgs, GGR_AT(TotalArgs, parts));
 
 }  // namespace cuda
 }  // namespace ggr

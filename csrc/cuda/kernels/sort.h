@@ -19,6 +19,7 @@ struct SortArgs {
     int32_t n, size, keep;  // size: a power of two, the pairs of a chunk
     int32_t descending, from_end;
 };
+GGR_SCRATCH_AT(SortArgs, GGR_AT(SortArgs, in), GGR_AT(SortArgs, out));
 
 // Longest row that is selected as the GNU library does.
 constexpr int SELECT_MAX = 1024;
@@ -38,6 +39,7 @@ struct MergeArgs {
     int32_t total, width, keep;
     int32_t n, from_end;
 };
+GGR_SCRATCH_AT(MergeArgs, GGR_AT(MergeArgs, in), GGR_AT(MergeArgs, out));
 
 }  // namespace cuda
 }  // namespace ggr

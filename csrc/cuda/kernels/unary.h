@@ -38,6 +38,7 @@ struct GluArgs {
     int32_t kind;
     float alpha, limit;
 };
+GGR_SCRATCH_AT(GluArgs, GGR_AT(GluArgs, gate.t.data));
 
 // Of products by id: rows [m, slots, tokens], with biases of the experts. Rows without an expert become 0.
 struct GluExpertsArgs {
@@ -47,6 +48,7 @@ struct GluExpertsArgs {
     int64_t gate_bias_nb, up_bias_nb;
     int32_t experts;
 };
+GGR_SCRATCH_AT(GluExpertsArgs, GGR_AT(GluExpertsArgs, glu.gate.t.data));
 
 }  // namespace cuda
 }  // namespace ggr
