@@ -6,6 +6,7 @@
 
 #include "cuda/families/families.h"
 #include "cuda/families/operands.h"
+#include "cuda/families/types.h"
 
 namespace ggr {
 namespace cuda {
@@ -27,11 +28,6 @@ bool is_cache_block(int32_t type) {
     return type == TYPE_Q8_0 || type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 ||
            type == TYPE_IQ4_NL || type == TYPE_Q6_0 || type == TYPE_Q8_KV;
 }
-// Rows with a header begin with a float.
-bool header_aligned(const Tensor& t) {
-    return type_traits(t.type)->row_meta == 0 || rows_aligned(view_of(t), block_bytes(t.type), 4);
-}
-
 int64_t common_divisor(int64_t a, int64_t b) {
     while (b != 0) {
         const int64_t rest = a % b;
@@ -49,7 +45,7 @@ bool legal(const Tensor& node) {
     const Tensor *mask = node.src[3], *sinks = node.src[4];
     if (!packed_f32(q) || !packed_f32(node)) return false;
     if ((!is_float(k.type) && !is_cache_block(k.type)) || (!is_float(v.type) && !is_cache_block(v.type))) return false;
-    if (!rows_contiguous(k) || !rows_contiguous(v) || !header_aligned(k) || !header_aligned(v)) return false;
+    if (!rows_contiguous(k) || !rows_contiguous(v) || !readable(k) || !readable(v)) return false;
     if (k.ne[0] > 768 || v.ne[0] > 768) return false;
     if (k.ne[0] != q.ne[0] || k.ne[1] != v.ne[1] || !divides(k.ne[2], q.ne[2]) || !divides(v.ne[2], q.ne[2]))
         return false;
@@ -90,8 +86,9 @@ void join(PlanBuilder& builder, const Tensor& node, const AttentionArgs& args, i
 void launch_rows(PlanBuilder& builder, const Tensor& node, AttentionArgs& args, int64_t n_groups, int64_t n_batch) {
     const int longest = args.dk > args.dv ? args.dk : args.dv;
     const int lanes = longest <= 64 ? 8 : longest <= 128 ? 16 : 32, chunks = longest <= 256 ? 1 : 3;
-    const bool f16 =
-        args.k_type == TYPE_F16 && args.v_type == TYPE_F16 && args.k_aligned && args.v_aligned && chunks == 1;
+    // Whole chunks of K are read: what lies behind a row may be NaN, which no zero in the queries makes harmless.
+    const bool f16 = args.k_type == TYPE_F16 && args.v_type == TYPE_F16 && args.k_aligned && args.v_aligned &&
+                     chunks == 1 && args.dk % 8 == 0;
     const int64_t all = int64_t{args.group} * args.n_queries;
     const int rows = all <= 2 || chunks == 3 ? 2 : 4;
     const int64_t blocks = parts_of(all, rows) * n_groups;
