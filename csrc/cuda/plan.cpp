@@ -29,6 +29,14 @@ Range range_of(const Tensor& t) {
 }
 bool meet(Range a, Range b) { return a.begin < b.end && b.begin < a.end; }
 
+// What every GPU's driver takes.
+bool possible(const Launch& l, const Hardware& hardware) {
+    constexpr uint32_t MOST_X = INT32_MAX, MOST_YZ = 65535, MOST_THREADS = 1024;
+    const Grid& g = l.grid;
+    return g.x > 0 && g.x <= MOST_X && g.y > 0 && g.y <= MOST_YZ && g.z > 0 && g.z <= MOST_YZ && l.threads > 0 &&
+           l.threads <= MOST_THREADS && l.shared_bytes <= static_cast<uint32_t>(hardware.shared_bytes);
+}
+
 }  // namespace
 
 PlanBuilder::PlanBuilder(const Graph& graph, const OpTable& ops, const Hardware& hardware, KernelTable& kernels,
@@ -61,13 +69,17 @@ uint32_t PlanBuilder::step(uint32_t i) {
     const Mark mark = {out_.launches.size(), out_.args.size(), out_.relocations.size(), taken_order_.size()};
     const uint32_t begin = static_cast<uint32_t>(out_.launches.size());
     uint32_t taken = 0;
+    impossible_ = false;
     if (const FuseFn fuse = ops_.fuse[node.op]) {
         taken = fuse(*this, i);
-        if (taken == 0) roll_back(mark);
+        if (taken == 0 || impossible_) {
+            taken = 0;
+            roll_back(mark);
+        }
     }
     if (taken == 0) {
         const PrepareFn prepare = ops_.prepare[node.op];
-        if (prepare != nullptr && prepare(*this, node)) {
+        if (prepare != nullptr && prepare(*this, node) && !impossible_) {
             taken = 1;
         } else {
             roll_back(mark);
@@ -99,6 +111,7 @@ void PlanBuilder::roll_back(const Mark& mark) {
     const auto kept_now = [&](const Activation& a) { return a.kept == step_; };
     activations_.erase(std::remove_if(activations_.begin(), activations_.end(), kept_now), activations_.end());
     step_scratch_.clear();
+    impossible_ = false;
 }
 
 void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_bytes, const Words& words,
@@ -108,6 +121,7 @@ void PlanBuilder::add(const Tensor& node, Grid grid, int threads, int shared_byt
     launch.grid = grid;
     launch.threads = static_cast<uint32_t>(threads);
     launch.shared_bytes = static_cast<uint32_t>(shared_bytes);
+    impossible_ = impossible_ || !possible(launch, hardware_);
     add(node, launch, words);
 }
 

@@ -206,6 +206,7 @@ class PlanBuilder {
     uint64_t scratch_cursor_ = 0;
     uint32_t node_ = 0;  // number of the present node
     uint32_t step_ = 0;
+    bool impossible_ = false;  // the present step has a launch that no driver takes: the node runs on the CPU
 };
 
 // Of the library, for each product: what cuBLAS takes by itself on the largest GPUs.

@@ -53,7 +53,8 @@ void scale_columns(PlanBuilder& builder, const Tensor& node, const ProductArgs& 
 // Unpack the weights, as many rows at a time as fit a slab, and multiply each slab.
 bool prepare_unpacked(PlanBuilder& builder, const Tensor& node, const Engine& engine, const ProductShape& whole) {
     const Tensor &w = *node.src[0], &x = *node.src[1];
-    if (engine.quantised->supply == SUPPLY_INTERLEAVED || whole.matrices != 1 || whole.n < LEAST_COLUMNS_UNPACKED)
+    if (engine.quantised->supply == SUPPLY_INTERLEAVED || whole.matrices != 1 || whole.n < LEAST_COLUMNS_UNPACKED ||
+        ceil_div(whole.k / 16, UNPACK_THREADS) > MAX_GRID)
         return false;
     const int64_t bytes =
         std::clamp(SLAB_CACHES * static_cast<int64_t>(builder.hardware().l2_bytes), SLAB_BYTES_LEAST, SLAB_BYTES_MOST);

@@ -61,7 +61,8 @@ bool prepare_weighted(PlanBuilder& builder, const Tensor& node) {
 
 // Relies on: source and result of one shape, 1 to ne2 groups, a channel for each.
 bool prepare_group(PlanBuilder& builder, const Tensor& node) {
-    if (node.src[0]->type != TYPE_F32 || node.type != TYPE_F32 || node.ne[3] > 65535) return false;
+    if (node.src[0]->type != TYPE_F32 || node.type != TYPE_F32 || node.ne[3] > 65535 || node.ne[2] >= MAX_COUNT)
+        return false;
     GroupNormArgs args = {};
     args.dst = view_of(node);
     args.x = view_of(*node.src[0]);
