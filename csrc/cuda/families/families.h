@@ -6,6 +6,10 @@
 namespace ggr {
 namespace cuda {
 
+// Steps that a thread may take one after the other: some ten seconds. Nothing can stop a kernel, and what waits for the
+// whole GPU, of other sessions too, would wait for it. The CPU device, which can be stopped, takes what is longer.
+constexpr int64_t MAX_STEPS = int64_t{1} << 24;
+
 extern const Family ELEMENTWISE;
 extern const Family UNARY;
 extern const Family NORM;

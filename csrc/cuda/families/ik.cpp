@@ -18,7 +18,7 @@ bool is_f32(const Tensor& t) { return t.type == TYPE_F32; }
 // tokens] both or neither; rows of x and node packed.
 bool prepare_weighted(PlanBuilder& builder, const Tensor& node) {
     const Tensor &x = *node.src[0], &weights = *node.src[1], *scale = node.src[2], *ids = node.src[3];
-    if (!is_f32(x) || !is_f32(weights) || !is_f32(node) || !readable(weights)) return false;
+    if (!is_f32(x) || !is_f32(weights) || !is_f32(node) || !readable(weights) || x.ne[1] > MAX_STEPS) return false;
     WeightedSumArgs args = {};
     args.dst = operand_of(node);
     args.x = operand_of(x);
@@ -35,7 +35,7 @@ bool prepare_weighted(PlanBuilder& builder, const Tensor& node) {
 }
 
 bool add_sum(PlanBuilder& builder, const Tensor& node, int64_t n, int64_t stride) {
-    if (!is_f32(*node.src[0]) || !is_f32(node)) return false;
+    if (!is_f32(*node.src[0]) || !is_f32(node) || n > MAX_STEPS) return false;
     StridedSumArgs args = {};
     args.dst = operand_of(node);
     args.x = operand_of(*node.src[0]);

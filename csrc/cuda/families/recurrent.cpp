@@ -58,7 +58,7 @@ bool prepare_ssm_conv(PlanBuilder& builder, const Tensor& node) {
     const bool tiles = tokens >= TILE_TOKENS && args.taps <= TILE_TAPS;
     args.blocks = static_cast<int32_t>(ceil_div(args.channels, tiles ? CONV_TILE : THREADS));
     const int64_t blocks = args.blocks * (tiles ? ceil_div(tokens, CONV_TILE) : tokens);
-    if (blocks > MAX_INT || sequences > MAX_GRID) return false;
+    if (blocks > MAX_INT || sequences > MAX_GRID || args.taps > MAX_STEPS) return false;
     const Grid grid = {static_cast<uint32_t>(blocks), static_cast<uint32_t>(sequences), 1};
     const int shared = tiles ? CONV_TILE * ((CONV_TILE + args.taps - 1) | 1) * 4 : 0;
     builder.launch(node, grid, tiles ? 256 : THREADS, shared, args, "scan", tiles ? "ssm_conv_tile" : "ssm_conv");
@@ -89,6 +89,7 @@ bool prepare_map_conv(PlanBuilder& builder, const Tensor& node) {
     const int64_t blocks = ceil_div(args.channels, THREADS), all = blocks * args.tokens;
     if (args.sequences < 1 || args.tokens < 1 || all > MAX_INT) return false;
     const bool one = args.sequences == 1;
+    if ((one ? 1 : int64_t{args.tokens} * args.sequences) * args.taps > MAX_STEPS) return false;
     builder.launch(node, {static_cast<uint32_t>(one ? all : blocks), 1, 1}, THREADS, 0, args, "scan",
                    one ? "map_conv" : "map_conv_sequences");
     return true;
@@ -112,7 +113,7 @@ bool prepare_ssm_scan(PlanBuilder& builder, const Tensor& node) {
     int lanes, per;
     if (!readable_f32(node, 6) || !share_row(s.ne[0], &lanes, &per)) return false;
     const int64_t rows = s.ne[1] * s.ne[2], sequences = x.ne[3];
-    if (rows < 1 || rows > MAX_INT / 2 || sequences < 1 || sequences > MAX_GRID) return false;
+    if (rows < 1 || rows > MAX_INT / 2 || sequences < 1 || sequences > MAX_GRID || x.ne[2] > MAX_STEPS) return false;
     ScanArgs args = {};
     args.state = floats(s);
     args.dt = floats(*node.src[2]);
@@ -145,7 +146,7 @@ bool prepare_map_scan(PlanBuilder& builder, const Tensor& node) {
     const Tensor &s = *node.src[0], &x = *node.src[1];
     int lanes, per;
     if (!readable_f32(node, 6) || !share_row(s.ne[0], &lanes, &per)) return false;
-    if (s.ne[1] < 1 || s.ne[2] < 1) return false;
+    if (s.ne[1] < 1 || s.ne[2] < 1 || x.ne[1] * s.ne[2] > MAX_STEPS) return false;
     MapScanArgs args = {};
     args.state = floats(s);
     args.x = floats(x);
@@ -174,7 +175,7 @@ int elements_a_lane(int64_t n) { return n <= 32 ? 1 : n <= 64 ? 2 : n <= 128 ? 4
 bool start(const Tensor& node, const Tensor& state, int64_t n, int64_t heads, int64_t tokens, int64_t sequences,
            LinearArgs* args) {
     if (!readable_f32(node, -1) || n < 1 || n > MAX_STATE || heads < 1 || heads > MAX_GRID || sequences < 1 ||
-        sequences > MAX_GRID || tokens > MAX_INT / 2)
+        sequences > MAX_GRID || tokens > MAX_STEPS)
         return false;
     *args = {};
     args->n = static_cast<int32_t>(n);

@@ -21,7 +21,7 @@ int threads_for(int64_t n) {
 // A block a row of x.
 bool add_rows(PlanBuilder& builder, const Tensor& node, const char* kernel, bool mean) {
     const Tensor& x = *node.src[0];
-    if (n_rows(x) >= MAX_COUNT) return false;
+    if (n_rows(x) >= MAX_COUNT || x.ne[0] / threads_for(x.ne[0]) > MAX_STEPS) return false;
     RowReduceArgs args = {};
     args.dst = view_of(node);
     args.x = view_of(x);
