@@ -69,13 +69,24 @@ struct Layout {
     }
 };
 
+// Names of copies that are gone: a client could make more and more of them.
+void forget_gone(BufferState& s) {
+    if (s.kept.size() < s.sweep_at) return;
+    for (auto k = s.kept.begin(); k != s.kept.end();) k = k->second.expired() ? s.kept.erase(k) : std::next(k);
+    s.sweep_at = std::max(s.sweep_at, 2 * s.kept.size());
+}
+
 // The kept copy of a range, found or made; false if there is no room for it.
 bool keep(const Range& r, Buffer* buffer, Gpu& gpu, std::vector<Kept>* out) {
-    std::weak_ptr<KeptRange>& slot = state_of(*buffer).kept[{r.begin, r.end}];
-    std::shared_ptr<KeptRange> range = slot.lock();
-    if (range == nullptr) range = KeptRange::make(r.begin, r.end - r.begin, gpu.kept_bytes, gpu.keep_at_most);
-    if (range == nullptr) return false;
-    slot = range;
+    BufferState& s = state_of(*buffer);
+    const auto known = s.kept.find({r.begin, r.end});
+    std::shared_ptr<KeptRange> range = known != s.kept.end() ? known->second.lock() : nullptr;
+    if (range == nullptr) {
+        range = KeptRange::make(r.begin, r.end - r.begin, gpu.kept_bytes, gpu.keep_at_most);
+        if (range == nullptr) return false;
+        forget_gone(s);
+        s.kept[{r.begin, r.end}] = range;
+    }
     out->push_back({std::move(range), buffer});
     return true;
 }

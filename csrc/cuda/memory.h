@@ -20,6 +20,7 @@ struct BufferState {
     uint64_t last_write = 0;  // number of the last upload (or fill, copy) to it
     uint64_t version = 1;     // of the contents: raised by whatever writes them
     std::map<std::pair<uint64_t, uint64_t>, std::weak_ptr<KeptRange>> kept;  // copies on the host: begin and end
+    size_t sweep_at = 1024;                                                  // so many of them, and those gone go
     Chunk* mapped = nullptr;                                                 // that the caller of map() holds
     std::deque<Chunk*> ahead;     // downloads under way of what a reader will want next
     uint64_t next = 0;            // where the first of them begins
