@@ -196,7 +196,7 @@ def test_a_graph_that_memory_is_not_enough_for_ends_its_session_only() -> None:
         endpoint = process.stdout.readline().strip()
         with RawClient(endpoint, LLAMA_8_0) as client:
             with contextlib.suppress(ConnectionError):
-                client.send(LLAMA_8_0.commands[Command.GRAPH_COMPUTE], bytes(38 * MIB))
+                client.send(LLAMA_8_0.commands[Command.GRAPH_COMPUTE], bytes(37 * MIB))
             assert client.closed_by_peer()
         neighbour = Neighbour(endpoint, LLAMA_8_0)
         neighbour.check()
