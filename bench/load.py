@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from .figures import OURS, STOCK, Figure
 from .machine import describe
 from .models import NAMES, model
 from .opponents import best_level, opponent
-from .run import read_once
+from .ready import hold_memory, read_once
 
 # What is sent to, and loaded by, the server in question: its floor, ours, stock's.
 CASES = (
@@ -45,30 +44,15 @@ CASES = (
 FLOORS = {"sink": "a sink that discards what it is sent", "known": "a sink that says it has every tensor"}
 
 
-# Takes memory, writes to every page, and keeps it for a while.
-HOLD = """
-import sys, time, numpy
-held = numpy.ones(int(sys.argv[1]), numpy.uint8)
-time.sleep(float(sys.argv[2]))
-"""
-# Linux tells the host of free memory 2 s after some of it became free.
-HELD_SECONDS = 3
-
-
 def get_ready(path: Path, folder: Path) -> None:
     """Bring the file, and those that servers keep in a folder, into the system's cache, and memory for the model.
 
     Files whose names begin with a dot are still being written, and get other names when they are whole.
-
-    A virtual machine gives memory that lies free for seconds back to its host; whoever takes it next waits for it,
-    2.4 s a GB on the machine of the README instead of 0.14. No server could help that. So memory is held until nothing
-    else is being given back, and freed when the load begins: for two seconds it is had at once.
     """
     kept = (found for found in folder.rglob("[!.]*") if found.is_file())
     for file in (path, *kept):
         read_once(file)
-    size = 2 * path.stat().st_size
-    subprocess.run([sys.executable, "-c", HOLD, str(size), str(HELD_SECONDS)], check=True)
+    hold_memory(2 * path.stat().st_size)
 
 
 def stock_loads(

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from ggml_rpc.peers import Peer, PeerError
@@ -28,6 +27,7 @@ from .figures import OURS, Figure, plain_table, report
 from .floors import memory_read
 from .machine import describe
 from .models import NAMES, decode_bytes, model
+from .ready import hold_memory, read_once
 from .wire import WireClient
 
 DEFAULT_MODELS = ("tinyllama-Q4_0", "tinyllama-Q4_K_M", "tinyllama-Q8_0", "tinyllama-F16", "gemma")
@@ -59,13 +59,6 @@ def client_events(peer: Peer, arguments: Sequence[str]) -> Iterator[dict[str, An
         raise RuntimeError(f"the stock client ended with status {process.returncode}")
 
 
-def read_once(path: Path) -> None:
-    """Bring a file into the system's cache, lest the first turn reads a disk."""
-    with open(path, "rb", buffering=0) as file:
-        while file.read(16 << 20):
-            pass
-
-
 def measure_model(name: str, pair: opponents.Pair, args: argparse.Namespace) -> tuple[list[Figure], dict[str, float]]:
     """Time loading, prefill and decode of one model; return the figures, and what the memory allows."""
     path = model(name)
@@ -80,6 +73,7 @@ def measure_model(name: str, pair: opponents.Pair, args: argparse.Namespace) -> 
         clients = {label: stack.enter_context(Client(command)) for label, command in commands.items()}
         for _ in range(args.repeats):
             for label, client in clients.items():
+                hold_memory(2 * path.stat().st_size)
                 load.turns[label].append(client.load())
         for client in clients.values():  # first graphs, first touch of the cache
             client.open()
