@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import re
 import signal
@@ -118,12 +117,12 @@ def parse_threads(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Return a time in seconds, 0 or more."""
+    """Return a time in seconds: 0, or a millisecond to three years."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not (math.isfinite(seconds) and seconds >= 0):
+    if seconds != 0 and not 1e-3 <= seconds <= 1e8:
         raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
     return seconds
 

@@ -36,6 +36,8 @@ LEAVE_SECONDS = 2.0
 
 # Waits are cut into pieces of this, which every platform's poll and lock can take.
 _LONGEST_WAIT_SECONDS = 3600.0
+# Sockets take no endless time.
+_LONGEST_CONNECT_SECONDS = 24 * 3600.0
 
 
 class Pending(Awaited):
@@ -134,7 +136,7 @@ class Connection:
             raise ValueError(f"times must be positive: connect_timeout {connect_timeout}, timeout {timeout}")
         self.endpoint = tcp.format_endpoint(host, port)
         self.timeout = timeout
-        greeting = greet(host, port, dialect, connect_timeout)
+        greeting = greet(host, port, dialect, min(connect_timeout, _LONGEST_CONNECT_SECONDS))
         self.announced = greeting.announced
         self.candidates = greeting.candidates
         self.dialect = greeting.candidates[0]

@@ -186,7 +186,9 @@ def _hello(address: _Address, lengths: tuple[int, ...]) -> tuple[_Link, Version,
                 announced = (reply[0], reply[1], reply[2])
                 return link, announced, tuple(d for d in DIALECTS if d.hello_reply == len(reply))
             link.sock.close()
-    raise ServerRefused(f"{link.peer} closed the connection after HELLO; it may not speak this protocol")
+    raise ServerRefused(
+        f"{link.peer} closed the connection after HELLO; it may not speak this protocol, or have too many clients"
+    )
 
 
 def _greet_as(address: _Address, dialect: Dialect) -> Greeting:

@@ -101,7 +101,7 @@ def _protocol(text: str) -> Protocol:
     except KeyError:
         known = ", ".join((AUTO, *dialects.NAMES))
         raise ValueError(f"unknown protocol {text!r}; known are {known}") from None
-    if not (port.isdecimal() and int(port) < 1 << 16):
+    if not (port.isdecimal() and len(port) <= 5 and int(port) < 1 << 16):
         raise ValueError(f"protocol {text!r}: {port!r} is no port")
     return Protocol(dialect, int(port))
 

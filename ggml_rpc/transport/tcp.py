@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import struct
 import time
+from typing import Any
 
 BACKLOG = 128
 
@@ -20,7 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
         If the name is not known or the address is taken; the message names both.
     """
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = _addresses(host, port, socket.AI_PASSIVE)
     except socket.gaierror as e:
         raise OSError(f"cannot listen on {host!r}: {e.strerror}") from e
     family, kind, protocol, _, address = infos[0]
@@ -55,7 +56,7 @@ def connect(host: str, port: int, timeout: float) -> socket.socket:
         If the name is not known or all addresses refuse; `strerror` is the reason of the last one.
     """
     deadline = time.monotonic() + timeout
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _addresses(host, port)
     failure = OSError(0, "the name has no address")
     for i, (family, kind, protocol, _, address) in enumerate(addresses):
         # An address that never answers must leave time for those after it.
@@ -72,6 +73,14 @@ def connect(host: str, port: int, timeout: float) -> socket.socket:
             undo.pop_all()
             return sock
     raise failure
+
+
+def _addresses(host: str, port: int, flags: int = 0) -> list[tuple[Any, ...]]:
+    """Return what `socket.getaddrinfo` does; a text that can be no name is one that is not known."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:  # a label that is empty or longer than 63 letters
+        raise socket.gaierror(socket.EAI_NONAME, "it can be no host's name") from None
 
 
 def configure(sock: socket.socket) -> None:
@@ -119,11 +128,11 @@ def parse_endpoint(endpoint: str, default_port: int) -> tuple[str, int]:
         host, colon, port = endpoint.partition(":")
         if ":" in port:
             raise wrong("an IPv6 address stands in brackets")
-    if not host or any(c.isspace() for c in host) or "/" in host:
+    if not host or not host.isprintable() or any(c.isspace() for c in host) or "/" in host:
         raise wrong("no host" if not host else f"{host!r} is no host")
     if not colon:
         return host, default_port
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 1 << 16):
         raise wrong(f"{port!r} is no port")
     return host, int(port)
 

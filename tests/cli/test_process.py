@@ -143,6 +143,7 @@ def test_debug_prints_a_line_a_command(start: Start) -> None:
         (["-d", "CUDA9"], {}, "error: unknown device: CUDA9\navailable devices:\n  CPU: "),
         (["-c"], {"HOME": None, "LLAMA_CACHE": None, "XDG_CACHE_HOME": None}, "error: -c: no cache folder"),
         ([], {"GGML_RPC_ISA": "avx9000"}, "avx9000"),
+        (["-H", "a..b"], {}, "cannot listen on 'a..b'"),
     ],
 )
 def test_cannot_start(arguments: list[str], variables: dict[str, str | None], says: str, start: Start) -> None:

@@ -68,6 +68,15 @@ def test_is_served_in_each_kind_of_dialect(name: str) -> None:
             check_served(connection)
 
 
+@pytest.mark.parametrize("seconds", [1e10, 1e300, float("inf")])
+def test_times_may_be_endless(seconds: float) -> None:
+    with (
+        Server(devices="CPU", port=0, threads=1) as server,
+        Connection(server.endpoint, timeout=seconds, connect_timeout=seconds) as connection,
+    ):
+        check_served(connection)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_named_dialect_is_spoken_with_a_server_that_finds_it_out(name: str) -> None:
     with auto_server() as server, Connection(server.endpoint, dialect=name) as connection:
@@ -283,6 +292,9 @@ def test_a_reset_at_the_long_hello_falls_back_to_the_short() -> None:
         ("two words:1", "is no host"),
         ("http://host:1", "brackets"),
         ("host/path:1", "is no host"),
+        ("a\x1b[2Jb:1", "is no host"),
+        ("a\0b:1", "is no host"),
+        ("host:" + "9" * 5000, "is no port"),
     ],
 )
 def test_malformed_endpoints_are_named(endpoint: str, text: str) -> None:
@@ -325,6 +337,12 @@ def full_listener() -> Iterator[str]:
             sock.setblocking(False)
             sock.connect_ex(address)
         yield f"127.0.0.1:{address[1]}"
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_a_text_that_can_be_no_name(host: str) -> None:
+    with pytest.raises(ConnectionLost, match=f"cannot connect to {host}:1: it can be no host's name"):
+        Connection(f"{host}:1")
 
 
 def test_connecting_has_a_deadline(full_listener: str) -> None:
