@@ -6,6 +6,7 @@ same hash.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -97,11 +98,9 @@ class TensorCache:
         path = self.path(tensor_hash)
         size = session.region_bytes
         try:
-            if path.stat().st_size == size and tensor_hash not in self._damaged:
-                return
-        except FileNotFoundError:
-            pass
-        try:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size == size and tensor_hash not in self._damaged:
+                    return
             free = shutil.disk_usage(self.directory).free
             if free - size < KEEP_FREE_BYTES:
                 log.warning("tensor of %d bytes not cached: %s has %d bytes free", size, self.directory, free)

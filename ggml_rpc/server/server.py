@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -30,6 +31,8 @@ DEFAULT_HOST = "127.0.0.1"
 ACCEPT_PAUSE_SECONDS = 0.1
 # How long close() waits for a session's thread: a cancelled graph ends at the next chunk of work.
 JOIN_SECONDS = 10.0
+# Limits of time from a millisecond (the system takes 0 for none at all) to three years, which every clock here can add.
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 1e-3, 1e8
 
 
 @dataclass
@@ -76,7 +79,7 @@ class Server:
     OSError
         If an address cannot be listened on or the cache folder cannot be used.
     ValueError
-        If a protocol is not known, or an open device stands twice.
+        If a protocol is not known, an open device stands twice, or a time or the port is none.
 
     Examples
     --------
@@ -101,6 +104,13 @@ class Server:
         trace: bool = False,
         explain: bool = False,
     ) -> None:
+        for name, seconds in (("hello_seconds", hello_seconds), ("stall_seconds", stall_seconds)):
+            if not _SHORTEST_SECONDS <= seconds <= _LONGEST_SECONDS:
+                raise ValueError(f"{name} must be from {_SHORTEST_SECONDS:g} to {_LONGEST_SECONDS:g}, not {seconds}")
+        if graph_timeout != 0 and not _SHORTEST_SECONDS <= graph_timeout <= _LONGEST_SECONDS:
+            raise ValueError(f"graph_timeout must be 0 or up to {_LONGEST_SECONDS:g} seconds, not {graph_timeout}")
+        if not 0 <= port < 1 << 16:
+            raise ValueError(f"port must be from 0 to 65535, not {port}")
         self.host = host
         self.devices = _open(devices, threads, graph_timeout, numa)
         self.protocols = parse_protocols(protocols) if isinstance(protocols, str) else list(protocols)
@@ -114,8 +124,13 @@ class Server:
         self._stall_seconds = stall_seconds
         self._listeners: list[_Listener] = []
         self._connections: dict[Connection, threading.Thread] = {}
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        # A process that was forked has none of the threads, and shares the sockets.
+        self._process = os.getpid()
+        # All locks are reentrant: a signal handler may close the server while this very thread holds one.
+        self._lock = threading.RLock()
+        self._closing = threading.RLock()
+        self._told = threading.Condition()
+        self._stopping = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
         self._acceptor: threading.Thread | None = None
 
@@ -145,49 +160,83 @@ class Server:
             return len(self._connections)
 
     def start(self) -> None:
-        """Listen and serve in threads of their own, until `close`."""
-        if self._acceptor is not None:
-            raise RuntimeError("the server is started already")
-        try:
-            for protocol in self.protocols:
-                port = self._port if protocol.port is None else protocol.port
-                sock = tcp.listen(self.host, port)
-                endpoint = tcp.format_endpoint(self.host, sock.getsockname()[1])
-                self._listeners.append(_Listener(sock, protocol, endpoint))
-        except OSError:
-            self._close_listeners()
-            raise
-        self._wake = socket.socketpair()
-        self._acceptor = threading.Thread(target=self._accept_loop, name="ggml-rpc accept", daemon=True)
-        self._acceptor.start()
+        """Listen and serve in threads of their own, until `close`.
+
+        Raises
+        ------
+        OSError
+            If an address cannot be listened on.
+        RuntimeError
+            If the server was started or closed before, or made by the process that this one was forked from.
+        """
+        if self._process != os.getpid():
+            raise RuntimeError("the server's devices belong to the process that was forked: make a server in this one")
+        with self._closing:
+            if self._acceptor is not None or self._stopping:
+                raise RuntimeError(f"the server {'was closed' if self._stopping else 'is started already'}")
+            try:
+                for protocol in self.protocols:
+                    port = self._port if protocol.port is None else protocol.port
+                    sock = tcp.listen(self.host, port)
+                    endpoint = tcp.format_endpoint(self.host, sock.getsockname()[1])
+                    self._listeners.append(_Listener(sock, protocol, endpoint))
+                self._wake = socket.socketpair()
+                acceptor = threading.Thread(target=self._accept_loop, name="ggml-rpc accept", daemon=True)
+                acceptor.start()
+            except (OSError, RuntimeError):  # a taken port; no thread to be had
+                self._close_listeners()
+                self._listeners.clear()
+                raise
+            self._acceptor = acceptor
 
     def serve_forever(self) -> None:
         """Block until `close` is called from another thread or a signal handler."""
         if self._acceptor is None:
             self.start()
         # Handlers run in the main thread, and a signal that the kernel gave to another one does not wake it.
-        while not self._stopping.wait(0.5):
-            pass
+        with self._told:
+            while not self._stopping:
+                self._told.wait(0.5)
 
     def close(self) -> None:
-        """Stop listening, end all sessions, cancel what runs and free what clients held. Safe to call twice."""
-        self._stopping.set()
-        if self._wake is not None:
-            self._wake[1].send(b"x")
-        if self._acceptor is not None:
-            self._acceptor.join()
-        with self._lock:
-            open_connections = dict(self._connections)
-        for connection in open_connections:
-            connection.stop()
-        until = time.monotonic() + JOIN_SECONDS
-        for thread in open_connections.values():
-            thread.join(max(0.0, until - time.monotonic()))
-        self._close_listeners()
-        if self._wake is not None:
-            for end in self._wake:
-                end.close()
+        """Stop listening, end all sessions, cancel what runs and free what clients held.
+
+        Safe to call twice, from several threads and from a signal handler. In a process that was forked it only drops
+        that process's copies of the sockets: the server goes on in its own.
+        """
+        if self._process != os.getpid():
+            self._drop()
+            return
+        with self._told:
+            self._stopping = True
+            self._told.notify_all()
+        with self._closing:
+            wake = self._wake
+            if wake is not None:
+                with contextlib.suppress(OSError):  # a signal handler has closed it meanwhile
+                    wake[1].send(b"x")
+            if self._acceptor is not None:
+                self._acceptor.join()
+            with self._lock:
+                open_connections = dict(self._connections)
+            for connection in open_connections:
+                connection.stop()
+            until = time.monotonic() + JOIN_SECONDS
+            for thread in open_connections.values():
+                thread.join(max(0.0, until - time.monotonic()))
+            self._close_listeners()
+            if wake is not None:
+                for end in wake:
+                    end.close()
             self._wake = None
+
+    def _drop(self) -> None:
+        """Close the descriptors that a forked process got; no lock, which a thread that is not here may have held."""
+        self._close_listeners()
+        for connection in list(self._connections):
+            connection.sock.close()
+        for end in self._wake or ():
+            end.close()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -200,7 +249,7 @@ class Server:
             for listener in self._listeners:
                 listener.sock.setblocking(False)
                 selector.register(listener.sock, selectors.EVENT_READ, listener)
-            while not self._stopping.is_set():
+            while not self._stopping:
                 for key, _ in selector.select():
                     if key.data is not None:
                         self._accept(key.data)
@@ -246,7 +295,7 @@ class Server:
             self._connections[connection] = thread
         try:
             thread.start()
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             with self._lock:
                 del self._connections[connection]
             raise

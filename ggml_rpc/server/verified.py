@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,15 @@ def stamp_of(fd: int) -> Stamp:
     """Return the stamp of an open file."""
     s = os.fstat(fd)
     return Stamp(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+def _started(work: Callable[[], None], name: str) -> bool:
+    """Run in a thread; False if there is none to be had: what it would do is asked for again or not needed."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except (RuntimeError, MemoryError):
+        return False
+    return True
 
 
 class Verified:
@@ -79,8 +89,7 @@ class Verified:
             self._written.append(name)
             self._settled_at = time.monotonic() + SETTLED_NS / 1e9 + 0.1
             if not self._settling:
-                self._settling = True
-                threading.Thread(target=self._run_written, name="verify-written", daemon=True).start()
+                self._settling = _started(self._run_written, "verify-written")
 
     def look_ahead(self, name: str) -> None:
         """Have the files that were written after this one made ready: asked of the disk, and verified if they are not.
@@ -100,8 +109,7 @@ class Verified:
             self._wanted = [n for n in coming if n not in self._stamps]
             known = [n for n in coming if n in self._stamps]
             if self._wanted and not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="verify", daemon=True).start()
+                self._running = _started(self._run, "verify")
         for n in known:
             self._fetch(n)
 

@@ -112,3 +112,26 @@ def test_the_next_verified_files_are_asked_of_the_disk(tmp_path: Path, monkeypat
     assert told == [(tmp_path / name).stat().st_ino for name in names[1 : 1 + verified.AHEAD]]
     os.unlink(tmp_path / names[2])
     known.look_ahead(names[1])  # what is gone is found out when it is asked for
+
+
+def test_no_thread_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is verified ahead; the session that asked goes on, and the next one has another try."""
+    names = [write(tmp_path, bytes([i]) * 100, age=100 - i) for i in range(3)]
+    known = Verified(tmp_path)
+
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        known.look_ahead(names[0])
+        known.written(names[0])
+    begun: list[str] = []
+
+    def note(self: threading.Thread) -> None:
+        begun.append(self.name)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    known.look_ahead(names[0])
+    known.written(names[0])
+    assert begun == ["verify", "verify-written"]
