@@ -27,8 +27,14 @@ MAX_NAME = 63  # bytes of a tensor's name: its field of 64 in stock programs and
 MAX_KEY = 65535
 MAX_HEADER = 1 << 28
 """Bytes a header may have: ten times what the largest known vocabulary takes, and a bound on what reading allocates."""
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 17
+MAX_TEXTS = 1 << 22  # in all arrays together
+"""Each is many times as large in memory as in a file. The largest known models have some thousands of tensors, and less
+than a million tokens and merges."""
 DEFAULT_ALIGNMENT = 32
 
+_MOST_SHOWN = 60
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _STRING, _ARRAY = 8, 9
@@ -107,6 +113,12 @@ def parse_header(data: mmap.mmap | bytes, path: str) -> Header:
     return _Parser(data, path).header()
 
 
+def shown(value: object) -> str:
+    """Return what a file holds for the line of an error: without control characters, and cut."""
+    text = repr(value[: _MOST_SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
 class _Parser:
     """Reads forwards through a header; every read is checked against the end."""
 
@@ -116,6 +128,7 @@ class _Parser:
         self._size = len(data)
         self._end = min(self._size, MAX_HEADER)
         self._at = 0
+        self._n_texts = 0
 
     def header(self) -> Header:
         """Read it all."""
@@ -129,15 +142,18 @@ class _Parser:
         if version not in VERSIONS:
             raise self._error(f"is a GGUF file of version {version}; versions 2 and 3 are known: convert it again")
         n_tensors, n_keys = self._u64(), self._u64()
+        for n, most, what in ((n_tensors, MAX_TENSORS, "tensors"), (n_keys, MAX_KEYS, "keys")):
+            if n > most:
+                raise self._damaged(f"{n:,} {what}; at most {most:,} are possible")
         metadata: dict[str, Value] = {}
         for _ in range(n_keys):
             key = self._text(MAX_KEY, "a key")
             if not key or key in metadata:
-                raise self._damaged(f"the key {key!r} twice" if key else "an empty key")
+                raise self._damaged(f"the key {shown(key)} twice" if key else "an empty key")
             metadata[key] = self._value(key)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise self._damaged(f"the alignment {alignment!r}, which is no power of two")
+            raise self._damaged(f"the alignment {shown(alignment)}, which is no power of two")
         raw = self._tensors(n_tensors)
         begin = -(-self._at // alignment) * alignment
         return Header(version, metadata, self._placed(raw, begin, alignment))
@@ -198,7 +214,7 @@ class _Parser:
         """Read a key's type and value."""
         kind = self._u32()
         if kind == _STRING:
-            return self._text(MAX_HEADER, f"the value of {key!r}")
+            return self._text(MAX_HEADER, f"the value of {shown(key)}")
         if kind == _ARRAY:
             kind, count = self._u32(), self._u64()
             if kind == _STRING:
@@ -211,8 +227,8 @@ class _Parser:
         """Read numbers."""
         dtype = _NUMBERS.get(kind)
         if dtype is None:
-            raise self._damaged(f"a value of type {kind} for {key!r}")
-        begin = self._skip(count * dtype.itemsize, f"{count:,} numbers of {key!r}")
+            raise self._damaged(f"a value of type {kind} for {shown(key)}")
+        begin = self._skip(count * dtype.itemsize, f"{count:,} numbers of {shown(key)}")
         # Booleans are any byte, NumPy's only 0 and 1. A copy, so that nothing keeps the file mapped.
         raw = np.frombuffer(self._data, "u1" if dtype == np.bool_ else dtype, count, begin)
         array: np.ndarray = raw != 0 if dtype == np.bool_ else raw.copy()
@@ -221,6 +237,9 @@ class _Parser:
 
     def _texts(self, count: int, key: str) -> list[str]:
         """Read strings: the hot loop of opening a file, once a token of the vocabulary."""
+        self._n_texts += count
+        if self._n_texts > MAX_TEXTS:
+            raise self._damaged(f"{self._n_texts:,} texts up to {shown(key)}; at most {MAX_TEXTS:,} are possible")
         data, at, end, length_at = self._data, self._at, self._end, _U64.unpack_from
         out: list[str] = []
         append: Callable[[str], None] = out.append
@@ -230,12 +249,12 @@ class _Parser:
                 begin = at + 8
                 at = begin + length
                 if at > end:
-                    raise self._cut_off(f"the strings of {key!r}")
+                    raise self._cut_off(f"the strings of {shown(key)}")
                 append(data[begin:at].decode())
         except struct.error:
-            raise self._cut_off(f"the strings of {key!r}") from None
+            raise self._cut_off(f"the strings of {shown(key)}") from None
         except UnicodeDecodeError:
-            raise self._damaged(f"a string that is not UTF-8, number {len(out)} of {key!r}") from None
+            raise self._damaged(f"a string that is not UTF-8, number {len(out)} of {shown(key)}") from None
         self._at = at
         return out
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ggml_rpc.errors import ModelError
 
-from .gguf_header import Value
+from .gguf_header import Value, shown
 
 T = TypeVar("T")
 
@@ -176,7 +176,9 @@ class GgufValues:
     def _find(self, key: str, default: object) -> Value | None:
         value = self.metadata.get(key)
         if value is None and isinstance(default, _Required):
-            raise ModelError(f"{self.path} has no {key!r}, without which the model cannot be run; convert it again")
+            raise ModelError(
+                f"{self.path} has no {shown(key)}, without which the model cannot be run; convert it again"
+            )
         return value
 
     def _wrong(self, key: str, value: Value, what: str) -> ModelError:
@@ -185,9 +187,8 @@ class GgufValues:
         elif isinstance(value, list):
             found = f"an array of {len(value)} texts"
         else:
-            text = repr(value)
-            found = text if len(text) <= 60 else text[:57] + "..."
-        return ModelError(f"{self.path}: {key!r} must be {what}, but is {found}")
+            found = shown(value)
+        return ModelError(f"{self.path}: {shown(key)} must be {what}, but is {found}")
 
 
 def _given(default: T | _Required) -> T:

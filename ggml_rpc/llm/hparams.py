@@ -11,6 +11,8 @@ import numpy as np
 from ggml_rpc.errors import ModelError
 from ggml_rpc.spec.enums import RopeMode
 
+from .gguf_header import shown
+
 if TYPE_CHECKING:
     from .gguf_file import GgufFile
 
@@ -291,7 +293,7 @@ def _rope(file: GgufFile, mode: RopeMode, head_dim: int, n_ctx_train: int) -> Ro
         raise wrong(file, "rope.dimension_count", f"{n_dims} is not an even number up to the head's {head_dim}")
     scaling = file.get_str("{arch}.rope.scaling.type", "linear")
     if scaling not in _SCALINGS:
-        raise wrong(file, "rope.scaling.type", f"{scaling!r} is none of {', '.join(_SCALINGS)}")
+        raise wrong(file, "rope.scaling.type", f"{shown(scaling)} is none of {', '.join(_SCALINGS)}")
     old = at_least(file, "rope.scale_linear", 0.0)
     factor = at_least(file, "rope.scaling.factor", old)
     if 0 < factor < 0.01:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ggml_rpc.errors import ModelError
 
+from ..gguf_header import shown
 from .base import INPUT, OUTPUT, Architecture, WeightSpec
 from .gemma2 import Gemma2
 from .gemma3 import Gemma3
@@ -38,6 +39,6 @@ def architecture_of(file: GgufFile) -> Architecture:
     if found is None:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(
-            f"{file.path} is of the architecture {file.architecture!r}, which cannot be run; these can: {known}"
+            f"{file.path} is of the architecture {shown(file.architecture)}, which cannot be run; these can: {known}"
         )
     return found

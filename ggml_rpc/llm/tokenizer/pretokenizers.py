@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import ModelError
+from ..gguf_header import shown
 
 
 @dataclass(frozen=True)
@@ -299,5 +300,5 @@ def find(name: str) -> PreTokenizer:
         If there is none.
     """
     if name not in _BY_NAME:
-        raise ModelError(f"the model wants a pre-tokenizer {name!r}, which is not known here")
+        raise ModelError(f"the model wants a pre-tokenizer {shown(name)}, which is not known here")
     return _BY_NAME[name]

@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ModelError
+from ..gguf_header import shown
 from . import metadata as read
 from . import pretokenizers
 from .metadata import Metadata
 from .pretokenizers import PreTokenizer
 
 SPACE = "\u2581"
+MAX_TOKEN = 4096
+"""Characters of a token, some ten times as many as the longest that is known: what they stand for can be many times as
+long."""
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _NOT_SET = (-1, 0xFFFFFFFF)
 
@@ -161,8 +165,8 @@ class Vocabulary:
         self.notes: list[str] = []
         self.kind = read.text(metadata, "tokenizer.ggml.model")
         if self.kind not in _DEFAULTS:
-            known = ", ".join(_DEFAULTS)
-            raise ModelError(f"the model has a tokenizer {self.kind!r}, which is not known here; known are {known}")
+            kind, known = shown(self.kind), ", ".join(_DEFAULTS)
+            raise ModelError(f"the model has a tokenizer {kind}, which is not known here; known are {known}")
         self.pre: PreTokenizer | None = None
         self.ids: dict[str, int] = {}
         self.texts: list[str] = []
@@ -201,6 +205,8 @@ class Vocabulary:
         texts = read.texts(metadata, key)
         if not texts:
             raise ModelError(f"{key} of the model file is empty")
+        if (longest := max(map(len, texts))) > MAX_TOKEN:
+            raise ModelError(f"{key} has a token of {longest:,} characters; at most {MAX_TOKEN:,} are possible")
         self.texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
         self.n_tokens = len(texts)
         self.ids = {text: i for i, text in enumerate(self.texts)}

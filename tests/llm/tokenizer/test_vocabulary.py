@@ -29,6 +29,8 @@ SPM_TOKENS: list[str] = spm_metadata()["tokenizer.ggml.tokens"]
         ({"tokens": [*SPM_TOKENS[:-1], 7]}, "not a list of texts"),
         ({"tokens": [*SPM_TOKENS[:-1], "a\ud800"]}, "not valid UTF-8"),
         ({"tokens": [*SPM_TOKENS[:-1], "a"]}, "have the same text"),
+        ({"tokens": [*SPM_TOKENS[:-1], "字" * 4097]}, "has a token of 4,097 characters; at most 4,096"),
+        ({"model": "\x1b" * 60000}, r"which is not known here"),
         ({"scores": [0.0]}, "has 1 entries for 266 tokens"),
         ({"scores": [math.nan] * 266}, "score of token 0 is not a number"),
         ({"scores": ["x"] * 266}, "not a list of numbers"),
@@ -48,7 +50,8 @@ SPM_TOKENS: list[str] = spm_metadata()["tokenizer.ggml.tokens"]
 def test_bad_vocabularies_are_refused(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ModelError, match=line) as caught:
         Tokenizer.from_metadata(spm_metadata(**changes))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,16 @@ def test_text_that_the_maker_added_is_always_found() -> None:
         tokenizer.token_id("\u0120"),
         tokenizer.token_id("b"),
     ]
+
+
+def test_a_token_stands_for_a_bounded_number_of_bytes() -> None:
+    """A letter that stands for no byte is shown with the token around it."""
+    tokens = [*bpe_metadata()["tokenizer.ggml.tokens"], "字" * 4096]
+    tokenizer = Tokenizer.from_metadata(bpe_metadata(tokens=tokens, token_type=None))
+    assert len(tokenizer.piece(len(tokens) - 1)) < 1 << 26
+    tokens[-1] += "字"
+    with pytest.raises(ModelError, match="token of 4,097 characters"):
+        Tokenizer.from_metadata(bpe_metadata(tokens=tokens, token_type=None))
 
 
 def test_models_without_a_vocabulary_take_ids_only() -> None:
