@@ -28,6 +28,10 @@ FILE_TYPES = {
     **{20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M"},
     **{28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"},
 }
+MAX_LABEL = 32
+"""Characters of a size that a file names itself by; `E128x17B` and the like are real."""
+# What steers a terminal, but for the ends of lines and tabs.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ def describe(model: ModelFile) -> Description:
     label = model.file.metadata.get("general.size_label")
     file_type = model.file.metadata.get("general.file_type")
     kind = FILE_TYPES.get(file_type) if isinstance(file_type, int) else None
-    parts = (model.architecture.name, label if isinstance(label, str) else count(params).replace(" ", ""))
+    # Any text can stand there, and it goes to a terminal.
+    if not isinstance(label, str) or not label.isprintable() or not 0 < len(label) <= MAX_LABEL:
+        label = count(params).replace(" ", "")
+    parts = (model.architecture.name, label)
     return Description(" ".join((*parts, kind or max(by_type, key=by_type.__getitem__))), n_bytes, params)
 
 
@@ -181,6 +188,7 @@ class Console(Report):
         self._err = err
         self._bars = Bars(err)
         self.brief = False
+        self._on_terminal = out.isatty()
         self._within_line = False
 
     def fetching(self, name: str, done: int, total: int | None) -> None:
@@ -231,7 +239,8 @@ class Console(Report):
 
     def _write(self, text: str) -> None:
         if text:
-            self._out.write(text)
+            # A model may write anything. Into a file or a pipe that goes as it is.
+            self._out.write(text.translate(_CONTROLS) if self._on_terminal else text)
             self._out.flush()
             self._within_line = not text.endswith("\n")
 

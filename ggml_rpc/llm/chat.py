@@ -174,5 +174,6 @@ class ChatTemplate:
 
 
 def _line(text: str) -> str:
-    """Make one line of what a template, or its failure, says."""
-    return " ".join(text.split())[:MAX_LINE]
+    """Make one line of what a template, or its failure, says; nothing that steers a terminal."""
+    line = " ".join(text.split())[:MAX_LINE]
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)

@@ -181,13 +181,15 @@ def test_the_day_can_be_asked(tokenizer: Tokenizer) -> None:
         ("{{" + "(" * 100000, "too much memory"),
         (" " * ((1 << 20) + 1), "has 1048577 characters"),
         ("{{ raise_exception('no\n\n tools' ~ '!' * 5000) }}", "refuses these messages: no tools!"),
+        ("{{ raise_exception('\x1b]52;c;aGk=\x07\x9b2J') }}", "refuses these messages: \ufffd]52;"),
+        ("{{ nothing['\x1b[2J'].at_all }}", "does not work"),
         (7, "is not a text"),
     ],
 )
 def test_faulty_and_hostile_templates_end_with_a_line(source: Any, line: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match=line) as caught:
         template(source, tokenizer).render(CONVERSATION)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
 
 
