@@ -82,22 +82,6 @@ def test_a_thread_closes_what_the_main_thread_serves(monkeypatch: pytest.MonkeyP
     assert not errors
 
 
-def test_many_closes_at_once() -> None:
-    errors: list[BaseException] = []
-    for _ in range(20):
-        server = Server(devices="CPU", port=0, threads=1)
-        server.start()
-        thread = threading.Thread(target=server.close)
-        thread.start()
-        try:
-            server.serve_forever()
-            server.close()
-        except OSError as e:
-            errors.append(e)
-        thread.join(SECONDS)
-    assert not errors
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals as POSIX has them")
 def test_a_signal_handler_may_close_it_at_any_moment() -> None:
     done = subprocess.run([sys.executable, "-c", HANDLER], capture_output=True, text=True, timeout=60, check=False)
