@@ -175,7 +175,8 @@ bool run_ssm_scan(const Step& step, int64_t begin, int64_t end, Worker& worker) 
     for (int64_t index = begin; index < end; ++index) {
         const int64_t c0 = index * STATE_BLOCK, count = least(channels - c0, STATE_BLOCK);
         const size_t bytes = static_cast<size_t>(count * n) * sizeof(float);
-        for (int64_t q = 0; q < sequences; ++q) std::memcpy(states + (q * channels + c0) * n, floats(s, c0, q), bytes);
+        // A client may have the result begin anywhere in the state.
+        for (int64_t q = 0; q < sequences; ++q) std::memmove(states + (q * channels + c0) * n, floats(s, c0, q), bytes);
         for (int64_t t = 0; t < tokens; ++t) {
             const Map token(map, t);
             const int64_t sequence = token.at(0);
