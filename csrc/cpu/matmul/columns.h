@@ -217,7 +217,7 @@ static inline void write_column(ActFormat format, const ColumnLayout& l, const f
                 const int32_t s = sum_lanes(total);
                 scale[b0 + b] = bf16 ? d : f16_to_f32(f32_to_f16(d));
                 sum[b] = bf16 ? d * (float)s : f16_to_f32(f32_to_f16(d * (float)s));
-                negative[b] = -s;
+                negative[b] = static_cast<int32_t>(-static_cast<uint32_t>(s));  // of NaN it is the least number
             }
             return;
         case ACT_Q8_K:
